@@ -1,0 +1,67 @@
+"""The `skelpipe` command: its sub-commands, and what an error looks like."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Annotated
+
+import typer
+
+import skelpipe
+from skelpipe.errors import UserError
+
+from .console import console, errors, show_error
+from .info import info
+from .prepare import prepare
+from .synth import synth
+
+app = typer.Typer(
+    name="skelpipe",
+    help="Self-supervised skeleton-based action recognition: raw archive in, table row out.",
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+for command in (synth, prepare, info):
+    app.command()(command)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        console.print(f"skelpipe {skelpipe.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    debug: Annotated[bool, typer.Option(help="Show the traceback of an error.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    if debug:
+        os.environ["SKELPIPE_DEBUG"] = "1"
+
+
+def main() -> None:
+    """Run the command line. Exit code 2 is the user's mistake, 1 is ours."""
+    try:
+        app()
+    except UserError as error:
+        if os.environ.get("SKELPIPE_DEBUG"):
+            raise
+        show_error(str(error))
+        sys.exit(2)
+    except KeyboardInterrupt:
+        errors.print("interrupted")
+        sys.exit(130)
+    except Exception as error:
+        if os.environ.get("SKELPIPE_DEBUG"):
+            raise
+        show_error(
+            f"{type(error).__name__}: {error}\n"
+            "  this is a fault of skelpipe's; run again with `skelpipe --debug …` for the traceback"
+        )
+        sys.exit(1)
