@@ -12,8 +12,10 @@ import skelpipe
 from skelpipe.errors import UserError
 
 from .console import console, errors, show_error
+from .evaluate import evaluate
 from .info import info
 from .prepare import prepare
+from .pretrain import pretrain
 from .synth import synth
 
 app = typer.Typer(
@@ -24,7 +26,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-for command in (synth, prepare, info):
+for command in (synth, prepare, info, pretrain, evaluate):
     app.command()(command)
 
 

@@ -1,4 +1,4 @@
-"""What goes wrong by the user's doing: named with its place, what was found, expected, and a remedy."""
+"""What goes wrong by the user's doing: named with its place, what was found, and a remedy."""
 
 from __future__ import annotations
 

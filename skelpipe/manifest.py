@@ -95,9 +95,7 @@ class Dataset(_Strict):
     def split(self, name: str) -> Split:
         """The split of that name; an unknown one is the user's error."""
         if name not in self.splits:
-            raise UserError(
-                f"{self.name} has no split '{name}'", remedy=nearest(name, self.splits)
-            )
+            raise UserError(f"{self.name} has no split '{name}'", remedy=nearest(name, self.splits))
         return self.splits[name]
 
 

@@ -1,0 +1,140 @@
+"""`skelpipe evaluate`: a downstream protocol on frozen features."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from skelpipe.errors import UserError
+
+from .console import console, show_warning
+from .options import choose_device, newest_set, runs_root, subject_numbers
+
+
+class Features(StrEnum):
+    """What stands for a sample."""
+
+    patch = "patch"
+    class_ = "class"
+    both = "both"
+
+
+def evaluate(
+    protocol: Annotated[str, typer.Option(help="knn or linear.")],
+    run: Annotated[
+        Path | None, typer.Option(help="Run folder. [default: the newest with a checkpoint]")
+    ] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="Prepared set. [default: the one the run was trained on]")
+    ] = None,
+    random_init: Annotated[
+        bool, typer.Option("--random-init", help="Evaluate an untrained encoder of the recipe.")
+    ] = False,
+    raw_features: Annotated[
+        bool, typer.Option("--raw-features", help="Evaluate the plain resampled skeleton.")
+    ] = False,
+    recipe: Annotated[
+        str | None, typer.Option(help="For a floor without a run: whose encoder and view.")
+    ] = None,
+    features: Annotated[
+        Features, typer.Option(help="Mean of patch tokens, class token, or both joined.")
+    ] = Features.patch,
+    change: Annotated[
+        list[str] | None, typer.Option("--set", help="Change the protocol: k=5. Repeatable.")
+    ] = None,
+    val_subjects: Annotated[
+        str, typer.Option(help="Query these training subjects; leave the test part alone.")
+    ] = "",
+    seed: Annotated[int, typer.Option(help="Of the probe and of an untrained encoder.")] = 0,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+) -> None:
+    """Evaluate a run by a protocol; the result is stored in the run and shown as a table.
+
+    Examples:
+
+        skelpipe evaluate --protocol knn                  (the newest run)
+
+        skelpipe evaluate --protocol linear --run runs/NAME --features class
+
+        skelpipe evaluate --protocol knn --raw-features   (the floor without learning)
+
+        skelpipe evaluate --protocol linear --random-init (the floor without training)
+    """
+    from skelpipe.checkpoint import newest_run, read_run
+    from skelpipe.config import load_recipe
+    from skelpipe.errors import nearest
+    from skelpipe.protocols.evaluate import PROTOCOLS, load_protocol, write_result
+    from skelpipe.protocols.evaluate import evaluate as run_protocol
+
+    if protocol not in PROTOCOLS:
+        raise UserError(f"unknown protocol '{protocol}'", remedy=nearest(protocol, PROTOCOLS))
+    if random_init and raw_features:
+        raise UserError("--random-init and --raw-features are two floors", remedy="ask for one")
+    settings = load_protocol(protocol, change or [])
+    held_out = subject_numbers(val_subjects)
+
+    found = None
+    if run is not None or recipe is None:
+        found = read_run(run) if run else newest_run(runs_root())
+    if recipe is not None and not (random_init or raw_features):
+        raise UserError(
+            "--recipe is for the floors; a run brings its own",
+            remedy="add --random-init or --raw-features, or leave out --recipe",
+        )
+    chosen = load_recipe(recipe) if recipe else found.recipe if found else load_recipe("slim")
+    folder = data or (Path(found.data["folder"]) if found else newest_set(chosen.pipeline))
+
+    if found and not (random_init or raw_features):
+        found.checkpoint()
+        seen = set(held_out) - set(found.data["val_subjects"])
+        if seen and found.data["folder"] == str(folder.resolve()):
+            show_warning(
+                f"subjects {sorted(seen)} were seen in pre-training: hold them out with "
+                "`skelpipe pretrain --val-subjects`"
+            )
+
+    from .progress import counting_progress
+
+    with counting_progress(f"{protocol} epochs") as report:
+        record = run_protocol(
+            settings,
+            chosen,
+            folder,
+            subject="random-init" if random_init else "raw" if raw_features else "run",
+            device=choose_device(device),
+            run=found,
+            kind=features.value,
+            val_subjects=held_out,
+            seed=seed,
+            report=report,
+        )
+    for warning in record["warnings"]:
+        show_warning(warning)
+    _show(record)
+    if found:
+        console.print(f"stored: {write_result(found.folder, record)}", soft_wrap=True)
+
+
+def _show(record: dict[str, Any]) -> None:
+    from rich.table import Table
+
+    protocol = record["protocol"]
+    table = Table(
+        title=f"{record['dataset']} {record['split']}, {record['part']}: {protocol['title']}"
+    )
+    for heading in ("network", "features", "accuracy %", "best epoch % (peer convention)"):
+        table.add_column(heading, justify="right" if "%" in heading else "left")
+    for row in record["results"]:
+        best = row.get("best_epoch_peer_convention")
+        shown = f"{best['accuracy']:.2f} (epoch {best['epoch']})" if best else ""
+        table.add_row(row["network"], record["features"], f"{row['accuracy']:.2f}", shown)
+    console.print(table)
+    numbers = ", ".join(
+        f"{name} {value}" for name, value in protocol.items() if name not in ("kind", "title")
+    )
+    samples = record["samples"]
+    console.print(f"{numbers}; {samples['train']:,} against {samples['test']:,} samples")
+    console.print(f"our reading: {'; '.join(record['readings'])}")

@@ -1,0 +1,63 @@
+"""Options that several commands share, and what they fall back to."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from skelpipe.errors import UserError, nearest
+
+if TYPE_CHECKING:
+    import torch
+
+
+def shards_root() -> Path:
+    """Where prepared sets lie: $SKELPIPE_SHARDS, else data/shards."""
+    return Path(os.environ.get("SKELPIPE_SHARDS", "data/shards"))
+
+
+def runs_root() -> Path:
+    """Where runs lie: $SKELPIPE_RUNS, else runs."""
+    return Path(os.environ.get("SKELPIPE_RUNS", "runs"))
+
+
+def choose_device(name: str) -> torch.device:
+    """A device by name; "auto" is the GPU where there is one."""
+    import torch
+
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    kind = name.partition(":")[0]
+    if kind not in ("cpu", "cuda"):
+        raise UserError(f"unknown device '{name}'", remedy=nearest(name, ["auto", "cpu", "cuda"]))
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise UserError("there is no CUDA device on this machine", remedy="--device cpu")
+    return torch.device(name)
+
+
+def subject_numbers(text: str) -> tuple[int, ...]:
+    """Subjects from "8,9"."""
+    try:
+        return tuple(int(number) for number in text.replace(",", " ").split())
+    except ValueError as error:
+        raise UserError(
+            "--val-subjects takes numbers", found=text, expected="such as --val-subjects 8,9"
+        ) from error
+
+
+def newest_set(pipeline: str) -> Path:
+    """The newest prepared set of a pipeline."""
+    from skelpipe.shards.card import find_sets, read_card
+
+    root = shards_root()
+    found = find_sets(root)
+    for folder in found:
+        if read_card(folder).pipeline.name == pipeline:
+            return folder
+    raise UserError(
+        f"there is no set prepared with pipeline '{pipeline}'",
+        file=root,
+        found=f"{len(found)} sets prepared otherwise" if found else "no prepared set",
+        remedy=f"skelpipe prepare ntu60 --pipeline {pipeline}, or name one with --data",
+    )

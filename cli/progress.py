@@ -1,0 +1,79 @@
+"""Progress of training on the screen: losses, learning rate, samples a second, time left."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from .console import console
+
+Record = dict[str, float]
+
+
+@contextmanager
+def training_progress(
+    total: int, start: int = 0, *, every: int = 0
+) -> Iterator[Callable[[Record], None]]:
+    """A bar for a training run.
+
+    Args:
+        total: Steps of the run.
+        start: Steps done before.
+        every: Steps between plain lines where the screen is no terminal; 0: twenty in all.
+
+    Yields:
+        What takes each step's record.
+    """
+    every = every or max(total // 20, 1)
+    bar = Progress(
+        TextColumn("pre-training"),
+        BarColumn(bar_width=None),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[losses]}"),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        console=console,
+        disable=not console.is_terminal,
+    )
+    with bar:
+        task = bar.add_task("", total=total, completed=start, losses="")
+
+        def report(record: Record) -> None:
+            text = (
+                f"loss {record['loss']:.3f} (mfm {record['mfm']:.3f}, glcl {record['glcl']:.3f}, "
+                f"koleo {record['koleo']:.2f})  lr {record['lr']:.1e}  "
+                f"{record['samples_per_s']:.0f} samples/s"
+            )
+            step = int(record["step"])
+            bar.update(task, completed=step, losses=text)
+            if not console.is_terminal and (step % every == 0 or step == total):
+                console.print(f"step {step}/{total}  {text}", soft_wrap=True)
+
+        yield report
+
+
+@contextmanager
+def counting_progress(what: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar for so many of so many; yields what takes (done, total)."""
+    bar = Progress(
+        TextColumn(what),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    )
+    with bar:
+        task = bar.add_task("", total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)

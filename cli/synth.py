@@ -1,0 +1,51 @@
+"""`skelpipe synth`: generated recordings."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.progress import Progress
+
+from .console import console
+
+
+def synth(
+    dataset: Annotated[str, typer.Argument(help="Data set whose layout to write: ntu60.")],
+    out: Annotated[Path, typer.Argument(help="The zip to write.")],
+    seed: Annotated[int, typer.Option(min=0, help="Of performers, executions and faults.")] = 0,
+    classes: Annotated[int, typer.Option(min=1, max=60, help="Number of classes.")] = 12,
+    subjects: Annotated[int, typer.Option(min=1, max=40, help="Number of performers.")] = 10,
+    cameras: Annotated[int, typer.Option(min=1, max=3, help="Number of cameras.")] = 3,
+    replications: Annotated[int, typer.Option(min=1, help="Executions by each performer.")] = 2,
+    force: Annotated[bool, typer.Option("--force", help="Replace the zip if it exists.")] = False,
+) -> None:
+    """Generate procedural human motion as a raw archive, with a sensor's faults.
+
+    The same seed and sizes give the same bytes. Nothing in it is recorded from people: use it to
+    try the whole path without a download, never to say anything about NTU RGB+D.
+
+    Examples:
+
+        skelpipe synth ntu60 data/raw/synthetic.zip
+
+        skelpipe synth ntu60 large.zip --classes 60 --subjects 40 --seed 1
+    """
+    from skelpipe.prepare.synth import write_recordings
+
+    with Progress(console=console, transient=True) as bar:
+        task = bar.add_task("generating", total=None)
+        count = write_recordings(
+            dataset,
+            out,
+            seed=seed,
+            classes=classes,
+            subjects=subjects,
+            cameras=cameras,
+            replications=replications,
+            force=force,
+            progress=lambda done, total: bar.update(task, completed=done, total=total),
+        )
+    size = out.stat().st_size / 1e6
+    console.print(f"{count:,} generated recordings, {size:.1f} MB: {out}", soft_wrap=True)

@@ -1,0 +1,255 @@
+"""A recipe: what decides a pre-training run. Defaults < recipe TOML < --set key=value."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, Literal, Self, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from skelpipe.errors import UserError, nearest
+from skelpipe.manifest import manifest_names, read_manifest
+
+Share = tuple[float, float]
+
+
+class Settings(BaseModel):
+    """A frozen table of settings; an unknown key is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class LocalView(Settings):
+    """A size of local view: its frames, and its share of the anchor's interval (S15)."""
+
+    frames: int = Field(ge=2)
+    ratio: Share
+
+
+class Views(Settings):
+    """Hierarchical temporal sampling (SLiM, Appendix 0.B)."""
+
+    frames: int = Field(64, ge=2, description="frames of a global view")
+    ratio: Share = (0.5, 1.0)
+    local: tuple[LocalView, ...] = (
+        LocalView(frames=32, ratio=(0.35, 0.7)),
+        LocalView(frames=16, ratio=(0.15, 0.4)),
+        LocalView(frames=8, ratio=(0.05, 0.2)),
+    )
+    crops: int = Field(2, ge=0, description="crops of each local size and anchor")
+    anchors: Literal[1, 2] = Field(2, description="global views that have local views (S11)")
+    shortest: int = Field(2, ge=1, description="fewest frames of an interval (S13)")
+    absent_body: Literal["skip", "zeros", "copy"] = "skip"
+
+
+class Augment(Settings):
+    """Skeleton-aware augmentations (SLiM, Appendix 0.D)."""
+
+    probability: float = Field(0.5, ge=0, le=1)
+    vertical: float = Field(180.0, description="degrees about the vertical")
+    tilt: float = Field(30.0, description="degrees about the other axes")
+    scale: Share = (0.85, 1.15)
+    symmetric: bool = Field(False, description="one scale for a left part and its right one (S22)")
+
+
+class Mask(Settings):
+    """Semantic tube masking (SLiM, Algorithm 1)."""
+
+    ratio: Share = (0.5, 0.9)
+    min_area: int = Field(8, ge=1)
+    max_area: float = Field(0.5, gt=0, le=1, description="share of a view's tokens")
+    local_probability: float = Field(0.5, ge=0, le=1, description="that a local view is masked")
+    subset: Literal["tree", "slice"] = Field("tree", description="what 'contiguous' means (S6)")
+    overshoot: bool = Field(False, description="do not trim the last tube (S5)")
+
+
+class Encoder(Settings):
+    """The transformer (SLiM, Sec. 4.2 and Appendix 0.A)."""
+
+    layers: int = Field(8, ge=1)
+    dim: int = Field(256, ge=2)
+    heads: int = Field(8, ge=1)
+    mlp_ratio: float = Field(4.0, gt=0, description="not in the paper (S26)")
+    patch_frames: int = Field(8, ge=1)
+    registers: int = Field(4, ge=0)
+    rope_base: float = Field(100.0, gt=1, description="not in the paper (S16)")
+
+
+class Head(Settings):
+    """Both prediction heads (SLiM, Appendix 0.A)."""
+
+    hidden: int = Field(2048, ge=1)
+    bottleneck: int = Field(256, ge=1)
+    prototypes: int = Field(65536, ge=2)
+
+
+class Loss(Settings):
+    """The objective (SLiM, Eqs. 4, 6, 7); temperatures and Sinkhorn's count are DINOv2's (S25)."""
+
+    contrast_weight: float = Field(1.0, ge=0, description="lambda of Eq. 7")
+    mask_weight: float = Field(1.0, ge=0, description="of masked feature modelling")
+    koleo_weight: float = Field(0.1, ge=0)
+    student_temperature: float = Field(0.1, gt=0)
+    teacher_temperature: Share = (0.04, 0.07)
+    teacher_warmup: float = Field(30 / 150, ge=0, le=1, description="share of the run")
+    sinkhorn_iterations: int = Field(3, ge=1)
+    clean_pass: bool = Field(False, description="unmasked student pass for the class token (S9)")
+
+
+class Optim(Settings):
+    """AdamW and its schedules; what the paper leaves out is DINOv2's (S25)."""
+
+    lr: float = Field(2e-4, gt=0)
+    min_lr: float = Field(1e-6, ge=0)
+    lr_scaling: Literal["none", "sqrt"] = Field("none", description="sqrt: lr * sqrt(batch / 1024)")
+    warmup: float = Field(20 / 150, ge=0, le=1, description="share of the run")
+    weight_decay: Share = (0.04, 0.2)
+    betas: tuple[float, float] = (0.9, 0.999)
+    clip: float = Field(3.0, gt=0, description="gradient norm of each sub-network")
+    freeze_prototypes: float = Field(1.0, ge=0, description="epochs")
+    momentum: Share = Field((0.994, 1.0), description="teacher's, cosine (S24)")
+
+
+class Train(Settings):
+    """How long, how much at once, and how exactly."""
+
+    epochs: int = Field(150, ge=1)
+    batch: int = Field(768, ge=1, description="global batch")
+    precision: Literal["float32", "bf16"] = "float32"
+    source: Literal["resident", "mapped"] = "resident"
+    keep: int = Field(2, ge=1, description="checkpoints kept")
+    checkpoint_every: int = Field(10, ge=1, description="epochs between checkpoints")
+
+
+class Recipe(Settings):
+    """One pre-training run, but for its data, seed and place."""
+
+    kind: Literal["recipe"] = "recipe"
+    name: str
+    title: str = ""
+    method: Literal["slim"] = "slim"
+    pipeline: str = "ctrgcn"
+    views: Views = Views()
+    augment: Augment = Augment()
+    mask: Mask = Mask()
+    encoder: Encoder = Encoder()
+    head: Head = Head()
+    loss: Loss = Loss()
+    optim: Optim = Optim()
+    train: Train = Train()
+
+    @model_validator(mode="after")
+    def _patches_fit(self) -> Self:
+        sizes = [self.views.frames, *(local.frames for local in self.views.local)]
+        patch = self.encoder.patch_frames
+        wrong = [size for size in sizes if size % patch]
+        if wrong:
+            raise ValueError(
+                f"views of {wrong[0]} frames do not divide into patches of {patch} frames "
+                "(encoder.patch_frames)"
+            )
+        return self
+
+    def readings(self) -> list[str]:
+        """The paper's gaps as this run reads them ("our reading"), for every table."""
+        return [
+            "S4, S5 tube area " + ("overshoots" if self.mask.overshoot else "trimmed to the ratio"),
+            f"S6 contiguous = {self.mask.subset}",
+            f"S8 absent body: {self.views.absent_body}",
+            "S9 student class token from the "
+            + ("clean" if self.loss.clean_pass else "masked")
+            + " pass",
+            "S10 losses averaged, not summed",
+            f"S11 local views of {self.views.anchors} anchors",
+            f"S16 RoPE base {self.encoder.rope_base:g}, patches only",
+            "S17 mask token before joint embedding",
+            f"S22 limbs scaled {'in pairs' if self.augment.symmetric else 'independently'}",
+            f"S25 peak lr {self.optim.lr:g}, lr_scaling {self.optim.lr_scaling}, "
+            f"clip {self.optim.clip:g}",
+            f"S26 GELU MLP, ratio {self.encoder.mlp_ratio:g}",
+            "S28 features: mean of patch tokens over real bodies, student",
+        ]
+
+
+SettingsT = TypeVar("SettingsT", bound=Settings)
+
+
+def load_recipe(name: str, changes: Sequence[str] = ()) -> Recipe:
+    """A recipe by packaged name or path of a TOML file, with ``key=value`` changes applied.
+
+    Raises:
+        UserError: Unknown recipe or key (with the nearest), or a value that does not fit.
+    """
+    path = Path(name)
+    if path.suffix == ".toml":
+        try:
+            table = tomllib.loads(path.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+            raise UserError(
+                "the recipe cannot be read",
+                file=path,
+                found=error,
+                remedy=f"or name a packaged one: {', '.join(manifest_names('recipe'))}",
+            ) from error
+    else:
+        table = read_manifest("recipe", name)
+    table.setdefault("name", path.stem)
+    return build(Recipe, apply_changes(table, changes), what=f"recipe '{name}'")
+
+
+def apply_changes(table: dict[str, Any], changes: Iterable[str]) -> dict[str, Any]:
+    """A copy of a table with ``section.key=value`` changes; values are TOML, else plain strings."""
+    result: dict[str, Any] = {
+        key: dict(value) if isinstance(value, dict) else value for key, value in table.items()
+    }
+    for change in changes:
+        key, equals, text = change.partition("=")
+        if not equals or not key.strip():
+            raise UserError(
+                f"'{change}' is no setting", expected="key=value, such as train.epochs=20"
+            )
+        try:
+            value = tomllib.loads(f"value = {text}")["value"]
+        except tomllib.TOMLDecodeError:
+            value = text.strip()
+        *sections, last = key.strip().split(".")
+        target = result
+        for section in sections:
+            target = target.setdefault(section, {})
+            if not isinstance(target, dict):
+                raise UserError(f"'{key}' is no setting", found=f"'{section}' is a value")
+        target[last] = value
+    return result
+
+
+def build(model: type[SettingsT], table: dict[str, Any], *, what: str) -> SettingsT:
+    """Validate a table; the first fault becomes a UserError that names key, value and remedy."""
+    try:
+        return model.model_validate(table)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        if first["type"] == "extra_forbidden":
+            raise UserError(
+                f"{what} has no setting '{key}'", remedy=nearest(key, setting_names(model))
+            ) from error
+        raise UserError(
+            f"a setting of {what} does not fit",
+            place=key,
+            found=first.get("input") if first["loc"] else "",
+            expected=first["msg"],
+        ) from error
+
+
+def setting_names(model: type[BaseModel], prefix: str = "") -> list[str]:
+    """All settings of a model as ``section.key``."""
+    names: list[str] = []
+    for name, field in model.model_fields.items():
+        inner = field.annotation
+        if isinstance(inner, type) and issubclass(inner, BaseModel):
+            names += setting_names(inner, f"{prefix}{name}.")
+        else:
+            names.append(prefix + name)
+    return names

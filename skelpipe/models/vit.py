@@ -1,0 +1,141 @@
+"""The skeleton vision transformer of SLiM (Sec. 3.1): patches of frames by joints, RoPE.
+
+Letters: B views, T frames, J joints, S = T / P_T steps, N = S * J patch tokens, D features.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from skelpipe.errors import UserError
+
+
+class Tokens(NamedTuple):
+    """The encoder's output: class token (B, D) and patch tokens (B, S, J, D), after the last norm."""
+
+    class_BD: Tensor
+    patch_BSJD: Tensor
+
+
+class SkeletonViT(nn.Module):
+    """Encoder g of SLiM.
+
+    A projected patch is replaced by the mask token before the joint embedding is added, so that a
+    masked token still knows its joint (S17; the paper's Eqs. 1 and 3 taken literally erase it).
+    Sequence: [class, registers, patches]; RoPE turns queries and keys of patches only, by the
+    patch's temporal step, which restarts at 0 in every view (S16). MLP: GELU, plain (S26).
+
+    Args:
+        joints: J.
+        layers, dim, heads, mlp_ratio: Of the transformer; the paper has 8, 256, 8 and (read) 4.
+        patch_frames: P_T; the paper has 8. Patches span one joint (P_J = 1).
+        registers: Register tokens; the paper has 4.
+        rope_base: Base of the rotary frequencies; not in the paper.
+    """
+
+    def __init__(
+        self,
+        joints: int,
+        *,
+        layers: int,
+        dim: int,
+        heads: int,
+        mlp_ratio: float,
+        patch_frames: int,
+        registers: int,
+        rope_base: float,
+    ) -> None:
+        super().__init__()
+        if dim % (2 * heads):
+            raise UserError(
+                f"encoder.dim {dim} must be a multiple of twice encoder.heads",
+                found=f"{heads} heads",
+                expected="an even number of features a head, which RoPE turns in pairs",
+            )
+        self.patch_frames = patch_frames
+        self.patch = nn.Linear(patch_frames * 3, dim)
+        self.joint_embedding = nn.Parameter(torch.empty(joints, dim))
+        self.mask_token = nn.Parameter(torch.zeros(dim))
+        self.prefix = nn.Parameter(torch.empty(1 + registers, dim))
+        self.blocks = nn.ModuleList(Block(dim, heads, mlp_ratio) for _ in range(layers))
+        self.norm = nn.LayerNorm(dim, eps=1e-6)
+        half = dim // heads // 2
+        self.frequencies: Tensor
+        self.register_buffer(
+            "frequencies", rope_base ** (-torch.arange(half) / half), persistent=False
+        )
+        self.apply(_initialise)
+        nn.init.trunc_normal_(self.joint_embedding, std=0.02)
+        nn.init.normal_(self.prefix, std=1e-6)
+
+    def forward(self, x_BTJC: Tensor, mask_BSJ: Tensor | None = None) -> Tokens:
+        """Encode views.
+
+        Args:
+            x_BTJC: Coordinates in metres; T must be a multiple of the patch's frames.
+            mask_BSJ: True where a patch is replaced by the mask token.
+        """
+        batch, frames, joints, _ = x_BTJC.shape
+        steps = frames // self.patch_frames
+        patches = x_BTJC.unflatten(1, (steps, self.patch_frames)).permute(0, 1, 3, 2, 4).flatten(3)
+        z_BSJD = self.patch(patches)
+        if mask_BSJ is not None:
+            z_BSJD = torch.where(mask_BSJ[..., None], self.mask_token.to(z_BSJD.dtype), z_BSJD)
+        z_BSJD = z_BSJD + self.joint_embedding
+        prefix = self.prefix.to(z_BSJD.dtype).expand(batch, -1, -1)
+        z_BND = torch.cat([prefix, z_BSJD.flatten(1, 2)], 1)
+        cos, sin = self._rotary(steps, joints)
+        for block in self.blocks:
+            z_BND = block(z_BND, cos, sin)
+        z_BND = self.norm(z_BND)
+        patch_BSJD = z_BND[:, len(self.prefix) :].unflatten(1, (steps, joints))
+        return Tokens(z_BND[:, 0], patch_BSJD)
+
+    def _rotary(self, steps: int, joints: int) -> tuple[Tensor, Tensor]:
+        """Cosines and sines of every token, shape (tokens, head features): prefix tokens stand."""
+        step = torch.arange(steps, device=self.frequencies.device).repeat_interleave(joints)
+        angle = step[:, None] * self.frequencies
+        angle = F.pad(angle, (0, 0, len(self.prefix), 0))
+        angle = torch.cat([angle, angle], -1)
+        return angle.cos(), angle.sin()
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block (Eq. 2)."""
+
+    def __init__(self, dim: int, heads: int, mlp_ratio: float) -> None:
+        super().__init__()
+        self.heads = heads
+        hidden = int(dim * mlp_ratio)
+        self.norm_1 = nn.LayerNorm(dim, eps=1e-6)
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.out = nn.Linear(dim, dim)
+        self.norm_2 = nn.LayerNorm(dim, eps=1e-6)
+        self.mlp = nn.Sequential(nn.Linear(dim, hidden), nn.GELU(), nn.Linear(hidden, dim))
+
+    def forward(self, z_BND: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        qkv = self.qkv(self.norm_1(z_BND)).unflatten(-1, (3, self.heads, -1))
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)
+        q, k = rotate(q, cos, sin), rotate(k, cos, sin)
+        attended = F.scaled_dot_product_attention(q, k, v)
+        z_BND = z_BND + self.out(attended.transpose(1, 2).flatten(2))
+        out: Tensor = z_BND + self.mlp(self.norm_2(z_BND))
+        return out
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Turn feature i and i + half together by the token's angle (RoPE, Su et al. 2024)."""
+    first, second = x.chunk(2, -1)
+    turned = x * cos + torch.cat([-second, first], -1) * sin
+    return turned.to(x.dtype)
+
+
+def _initialise(module: nn.Module) -> None:
+    if isinstance(module, nn.Linear):
+        nn.init.xavier_uniform_(module.weight)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)

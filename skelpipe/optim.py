@@ -1,0 +1,63 @@
+"""AdamW's parameter groups, and schedules as pure functions of the share of the run done."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import nn
+
+from skelpipe.config import Recipe
+
+
+def cosine(first: float, last: float, progress: float) -> float:
+    """From ``first`` at 0 to ``last`` at 1 along half a cosine."""
+    return last + (first - last) * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def learning_rate(recipe: Recipe, progress: float) -> float:
+    """Linear warm-up from 0, then cosine to the smallest rate (SLiM, Sec. 4.2)."""
+    optim = recipe.optim
+    peak = optim.lr * (math.sqrt(recipe.train.batch / 1024) if optim.lr_scaling == "sqrt" else 1)
+    if progress < optim.warmup:
+        return peak * progress / optim.warmup
+    return cosine(peak, optim.min_lr, (progress - optim.warmup) / max(1 - optim.warmup, 1e-9))
+
+
+def weight_decay(recipe: Recipe, progress: float) -> float:
+    """Cosine between the recipe's two values (S25)."""
+    return cosine(*recipe.optim.weight_decay, progress)
+
+
+def build_optimiser(student: nn.Module, recipe: Recipe) -> torch.optim.AdamW:
+    """AdamW in three groups: decayed matrices, the rest without decay (S25), prototypes.
+
+    Groups carry "decay" and "prototypes" so that a step can set their rates.
+    """
+    decayed, plain, directions = [], [], []
+    for name, parameter in student.named_parameters():
+        if name.endswith("prototypes"):
+            directions.append(parameter)
+        elif parameter.ndim < 2 or name.endswith(("joint_embedding", "prefix")):
+            plain.append(parameter)
+        else:
+            decayed.append(parameter)
+    groups = [
+        {"params": decayed, "decay": True, "prototypes": False},
+        {"params": plain, "decay": False, "prototypes": False},
+        {"params": directions, "decay": True, "prototypes": True},
+    ]
+    return torch.optim.AdamW(groups, lr=0.0, betas=recipe.optim.betas, weight_decay=0.0)
+
+
+def set_rates(optimiser: torch.optim.Optimizer, recipe: Recipe, progress: float) -> float:
+    """Set every group's learning rate and weight decay for a step; returns the learning rate.
+
+    Prototypes stand still for the first epochs of a run (DINOv2: one).
+    """
+    lr = learning_rate(recipe, progress)
+    frozen = progress * recipe.train.epochs < recipe.optim.freeze_prototypes
+    for group in optimiser.param_groups:
+        group["lr"] = 0.0 if group["prototypes"] and frozen else lr
+        group["weight_decay"] = weight_decay(recipe, progress) if group["decay"] else 0.0
+    return lr

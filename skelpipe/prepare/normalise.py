@@ -1,0 +1,67 @@
+"""The named pipelines: recording -> what is stored of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from skelpipe.errors import UserError, nearest
+
+from .bodies import actors
+from .recording import RejectedError, Recording
+
+_SPINE_MID = 1
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """A way to clean and normalise. The version grows whenever any stored number changes.
+
+    ``apply`` gives float32 (M, T, J, 3) in metres, M real bodies, or raises RejectedError.
+    """
+
+    name: str
+    version: int
+    apply: Callable[[Recording], npt.NDArray[np.float32]]
+
+
+def ctrgcn(recording: Recording) -> npt.NDArray[np.float32]:
+    """CTR-GCN's preprocessing (from HCN and SGN; MAMP's and SkateFormer's arrays): y up, metres.
+
+    The actors are found as `bodies.actors` says. The origin is moved to the middle of the spine
+    (joint 1) of actor 1 in its first frame that is not zero; there is neither rotation nor scale.
+    With two actors, a frame in which one is absent stays zero; with one, such a frame is moved like
+    any other, as published.
+
+    Stored are the frames that survive the cleaning, however many: the published arrays are padded
+    to 300 frames, their longest recording, and cut nothing. A second body that is zero throughout
+    is left out; so is the published copy of the only actor in slot 2 (NTU-120).
+
+    Returns:
+        float32, shape (1 or 2, T, J, 3).
+
+    Raises:
+        RejectedError: the recording holds no usable body.
+    """
+    bodies_MTJC = actors(recording)
+    present_MT = bodies_MTJC.any(axis=(2, 3))
+    if not present_MT[0].any():
+        raise RejectedError("no usable body", found="zeros in every frame")
+    origin = bodies_MTJC[0, present_MT[0].argmax(), _SPINE_MID]
+    moved_MTJC = bodies_MTJC - origin
+    if len(bodies_MTJC) > 1:
+        moved_MTJC[~present_MT] = 0
+    return moved_MTJC[present_MT.any(axis=1)].astype(np.float32)
+
+
+PIPELINES = {"ctrgcn": Pipeline("ctrgcn", 1, ctrgcn)}
+
+
+def find_pipeline(name: str) -> Pipeline:
+    """The pipeline of that name; an unknown one is the user's error."""
+    if name not in PIPELINES:
+        raise UserError(f"unknown pipeline '{name}'", remedy=nearest(name, PIPELINES))
+    return PIPELINES[name]

@@ -1,0 +1,286 @@
+"""Run a protocol on a prepared set and record the result with everything that decided it."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable, Iterator, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from skelpipe.checkpoint import Run, load_network, write_json
+from skelpipe.config import Recipe, Settings, apply_changes, build
+from skelpipe.errors import UserError
+from skelpipe.manifest import read_manifest
+from skelpipe.methods.slim import SLiM
+from skelpipe.protocols import knn, linear
+from skelpipe.protocols.features import (
+    AbsentBody,
+    Encode,
+    Kind,
+    RandomView,
+    extract,
+    raw_features,
+    token_features,
+)
+from skelpipe.random import fold
+from skelpipe.shards.card import Card
+from skelpipe.stream.source import Source, open_source, select
+from skelpipe.train import build_method, check_fits
+
+Subject = Literal["run", "random-init", "raw"]
+ProtocolName = Literal["knn", "linear"]
+PROTOCOLS: tuple[ProtocolName, ...] = ("knn", "linear")
+
+
+class Knn(Settings):
+    """Retrieval with k = 1, test against train, centre crop on both."""
+
+    kind: Literal["protocol"]
+    name: Literal["knn"]
+    title: str
+    k: int
+    centre: float
+
+
+class Linear(Settings):
+    """MAMP's linear evaluation; ``train_view = "centre"`` caches the features of one fixed crop."""
+
+    kind: Literal["protocol"]
+    name: Literal["linear"]
+    title: str
+    epochs: int
+    batch: int
+    lr: float
+    momentum: float
+    weight_decay: float
+    centre: float
+    train_view: Literal["random", "centre"]
+    random: RandomView
+
+
+def load_protocol(name: str, changes: Sequence[str] = ()) -> Knn | Linear:
+    """A packaged protocol with ``key=value`` changes; unknown names suggest the nearest."""
+    table = apply_changes(read_manifest("protocol", name), changes)
+    model: type[Knn] | type[Linear] = Knn if table["name"] == "knn" else Linear
+    return build(model, table, what=f"protocol '{name}'")
+
+
+def evaluate(
+    protocol: Knn | Linear,
+    recipe: Recipe,
+    data: Path,
+    *,
+    subject: Subject,
+    device: torch.device,
+    run: Run | None = None,
+    kind: Kind = "patch",
+    val_subjects: tuple[int, ...] = (),
+    seed: int = 0,
+    report: Callable[[int, int], None] = lambda done, total: None,
+) -> dict[str, Any]:
+    """Evaluate frozen features on a prepared set.
+
+    Args:
+        protocol: Of `load_protocol`.
+        recipe: Gives the encoder's shape and its view; of the run where there is one.
+        data: The prepared set.
+        subject: "run" evaluates the run's student and teacher; "random-init" an encoder with
+            initial weights; "raw" the plain resampled skeleton.
+        device: Where everything computes.
+        run: The run, for subject "run".
+        kind: Which tokens make the feature.
+        val_subjects: Query these training subjects, with the others as the training part, and
+            leave the test part alone.
+        seed: Of initial weights and of the probe.
+        report: Called with epochs done and in all.
+
+    Returns:
+        The record that is written as JSON: protocol, data, and for each network its accuracy.
+    """
+    card = check_fits(data, recipe)
+    train_table = select(data, "train", without=val_subjects)
+    if val_subjects:
+        test_table = select(data, "train", subjects=val_subjects)
+    else:
+        test_table = select(data, "test")
+    train_set = open_source(data, train_table, device, recipe.train.source)
+    test_set = open_source(data, test_table, device, recipe.train.source)
+
+    networks = _networks(subject, recipe, card, run, kind, seed, device)
+    absent: AbsentBody = recipe.views.absent_body
+    frames = recipe.views.frames
+
+    def centre_features(source: Source) -> list[Tensor]:
+        encoders = list(networks.values())
+        found = extract(source, encoders, frames, centre=protocol.centre, absent_body=absent)
+        _check_finite(found, source)
+        return found
+
+    test_features = centre_features(test_set)
+    train_label, test_label = _labels(train_set), _labels(test_set)
+    classes = len(card.classes)
+    rows: list[dict[str, Any]] = []
+    predictions: list[Tensor] = []
+    if isinstance(protocol, Knn):
+        if protocol.k > len(train_set):
+            raise UserError(f"k = {protocol.k} exceeds the gallery of {len(train_set)} samples")
+        for name, query, gallery in zip(
+            networks, test_features, centre_features(train_set), strict=True
+        ):
+            neighbours = knn.nearest(query, gallery, protocol.k)
+            predictions.append(knn.predict(train_label[neighbours], classes))
+            rows.append({"network": name, "accuracy": _accuracy(predictions[-1], test_label)})
+    else:
+        probes = linear.fit(
+            _epochs(protocol, list(networks.values()), train_set, frames, absent, seed),
+            train_label,
+            test_features,
+            test_label,
+            classes=classes,
+            epochs=protocol.epochs,
+            batch=protocol.batch,
+            lr=protocol.lr,
+            momentum=protocol.momentum,
+            weight_decay=protocol.weight_decay,
+            seed=seed,
+            report=lambda epoch: report(epoch, protocol.epochs),
+        )
+        for name, probe in zip(networks, probes, strict=True):
+            predictions.append(probe.predicted_N)
+            rows.append(
+                {
+                    "network": name,
+                    "accuracy": _accuracy(probe.predicted_N, test_label),
+                    "best_epoch_peer_convention": {
+                        "accuracy": 100 * probe.best,
+                        "epoch": probe.best_epoch,
+                    },
+                }
+            )
+    return {
+        "protocol": protocol.model_dump(),
+        "subject": subject,
+        "features": "raw coordinates" if subject == "raw" else kind,
+        "recipe": recipe.name,
+        "checkpoint": run.checkpoint().name if run and subject == "run" else None,
+        "dataset": card.dataset,
+        "split": card.split,
+        "part": f"validation subjects {list(val_subjects)}" if val_subjects else "test",
+        "samples": {"train": len(train_set), "test": len(test_set)},
+        "data_digest": card.data_digest,
+        "warnings": list(card.warnings),
+        "readings": recipe.readings(),
+        "seed": seed,
+        "results": rows,
+        "classes": list(card.classes),
+        "confusion": _confusion(predictions[0], test_label, classes),
+        "device": str(device),
+        "machine": platform.machine(),
+        "threads": torch.get_num_threads(),
+        "versions": {name: version(name) for name in ("skelpipe", "torch", "numpy")},
+    }
+
+
+def load_student(run: Run, card: Card, device: torch.device) -> SLiM:
+    """The run's method with the student and teacher of its newest complete checkpoint."""
+    method = build_method(run.recipe, card.topology, int(run.data["seed"]))
+    checkpoint = run.checkpoint()
+    load_network(checkpoint, "student", method.student)
+    load_network(checkpoint, "teacher", method.teacher)
+    return method.to(device).eval()
+
+
+def _networks(
+    subject: Subject,
+    recipe: Recipe,
+    card: Card,
+    run: Run | None,
+    kind: Kind,
+    seed: int,
+    device: torch.device,
+) -> dict[str, Encode]:
+    """What makes features, by name; the first is the headline (S28: the student)."""
+    if subject == "raw":
+        return {"raw skeleton": raw_features}
+    if subject == "random-init":
+        method = build_method(recipe, card.topology, seed).to(device).eval()
+        return {"untrained encoder": token_features(method.student.encoder, kind)}
+    if run is None:
+        raise ValueError("subject 'run' needs a run")
+    method = load_student(run, card, device)
+    return {
+        "student": token_features(method.student.encoder, kind),
+        "teacher": token_features(method.teacher.encoder, kind),
+    }
+
+
+def _epochs(
+    protocol: Linear,
+    encoders: list[Encode],
+    source: Source,
+    frames: int,
+    absent: AbsentBody,
+    seed: int,
+) -> Iterator[list[Tensor]]:
+    """Training features of each epoch: of fresh random views, or of one fixed crop, once."""
+    row_N = torch.as_tensor(source.table["row"].to_numpy().copy())
+    if protocol.train_view == "centre":
+        features = extract(source, encoders, frames, centre=protocol.centre, absent_body=absent)
+        while True:
+            yield features
+    for epoch in range(protocol.epochs):
+        yield extract(
+            source,
+            encoders,
+            frames,
+            centre=protocol.centre,
+            absent_body=absent,
+            random=protocol.random,
+            key_N=fold(seed, epoch, row_N),
+        )
+
+
+def _labels(source: Source) -> Tensor:
+    return torch.as_tensor(source.table["label"].to_numpy().copy(), dtype=torch.int64).to(
+        source.device
+    )
+
+
+def _check_finite(features: list[Tensor], source: Source) -> None:
+    for feature_ND in features:
+        wrong = (~feature_ND.isfinite().all(1)).nonzero()[:, 0].tolist()
+        if wrong:
+            keys = [source.table["key"][place].as_py() for place in wrong[:5]]
+            raise UserError(
+                f"{len(wrong)} samples have features that are not finite",
+                found=", ".join(keys),
+                remedy="the run diverged: evaluate an earlier one",
+            )
+
+
+def _accuracy(predicted_N: Tensor, label_N: Tensor) -> float:
+    """Top-1 accuracy in per cent."""
+    return 100 * (predicted_N == label_N).double().mean().item()
+
+
+def _confusion(predicted_N: Tensor, label_N: Tensor, classes: int) -> list[list[int]]:
+    """Counts: rows are true classes, columns predicted ones."""
+    cells = torch.bincount(label_N * classes + predicted_N, minlength=classes**2)
+    table: list[list[int]] = cells.view(classes, classes).tolist()
+    return table
+
+
+def write_result(folder: Path, record: dict[str, Any]) -> Path:
+    """Store a record as results/PROTOCOL.json of a run; floors and validation beside it.
+
+    File names: knn.json, knn-random-init.json, knn-raw.json, with "-val" for validation subjects.
+    """
+    subject = "" if record["subject"] == "run" else f"-{record['subject']}"
+    part = "" if record["part"] == "test" else "-val"
+    path = folder / "results" / f"{record['protocol']['name']}{subject}{part}.json"
+    write_json(path, record)
+    return path

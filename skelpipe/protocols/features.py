@@ -1,0 +1,139 @@
+"""Frozen features of samples: from an encoder's tokens, or the plain resampled skeleton.
+
+Letters: N samples, B bodies, T frames of the view, J joints, S temporal tokens, D features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from skelpipe.config import Settings, Share
+from skelpipe.models.vit import SkeletonViT, Tokens
+from skelpipe.random import uniform
+from skelpipe.stream.source import Batch, Source
+from skelpipe.views.augment import rotation
+from skelpipe.views.sampling import (
+    centre_interval,
+    fold_bodies,
+    gather_views,
+    random_interval,
+    sample_frames,
+)
+
+Kind = Literal["patch", "class", "both"]
+AbsentBody = Literal["skip", "zeros", "copy"]
+Encode = Callable[[Tensor], Tensor]
+"""Views (B, T, J, 3) to features (B, D)."""
+
+
+class RandomView(Settings):
+    """MAMP's training view of its linear probe: a random crop, turned about all three axes.
+
+    ``shortest`` is MAMP's clamp of the crop to 64 frames; ``rotation`` is in radians.
+    """
+
+    ratio: Share = (0.5, 1.0)
+    shortest: int = 64
+    rotation: float = 0.3
+
+
+def token_features(encoder: SkeletonViT, kind: Kind) -> Encode:
+    """Features of an encoder: mean of patch tokens (S28, default), class token, or both joined."""
+
+    def encode(x_BTJC: Tensor) -> Tensor:
+        tokens: Tokens = encoder(x_BTJC)
+        patch: Tensor = tokens.patch_BSJD.mean((1, 2))
+        if kind == "patch":
+            return patch
+        return tokens.class_BD if kind == "class" else torch.cat([patch, tokens.class_BD], -1)
+
+    return encode
+
+
+def raw_features(x_BTJC: Tensor) -> Tensor:
+    """The resampled skeleton itself, flattened: the floor that needs no learning."""
+    return x_BTJC.flatten(1)
+
+
+def view(
+    batch: Batch,
+    frames: int,
+    *,
+    centre: float,
+    absent_body: AbsentBody,
+    random: RandomView | None = None,
+) -> tuple[Tensor, Tensor]:
+    """One view of each sample: the centre crop, or a random one by the batch's keys.
+
+    Args:
+        batch: N samples.
+        frames: T.
+        centre: Share of the recording that the centre crop keeps.
+        absent_body: See `fold_bodies`.
+        random: Draw a training view instead.
+
+    Returns:
+        Coordinates of present bodies (B, T, J, 3), and the sample of each (B,).
+    """
+    bodies = fold_bodies(batch, absent_body)
+    if random is None:
+        interval = centre_interval(batch.frames_N, centre)
+        picked = sample_frames(*interval, frames, None)
+    else:
+        key_NV = batch.key_N[:, None]
+        whole = batch.frames_N[:, None]
+        interval = random_interval(
+            key_NV, torch.zeros_like(whole), whole, random.ratio, random.shortest
+        )
+        picked = sample_frames(*interval, frames, key_NV)
+    x, present = gather_views(batch, bodies, picked)
+    if random is not None:
+        angles = (2 * uniform(batch.key_N, "probe angles", 3) - 1) * random.rotation
+        x = x @ rotation(angles).mT[bodies.sample_B][:, None, None]
+    stands = present[:, 0].any(-1) | ~bodies.real_B
+    return x[stands, 0], bodies.sample_B[stands]
+
+
+def mean_over_bodies(features_BD: Tensor, sample_B: Tensor, samples: int) -> Tensor:
+    """Mean over a sample's bodies (S8), shape (N, D)."""
+    total = torch.zeros(samples, features_BD.shape[1], device=features_BD.device)
+    total.index_add_(0, sample_B, features_BD)
+    return total / torch.bincount(sample_B, minlength=samples)[:, None]
+
+
+@torch.no_grad()
+def extract(
+    source: Source,
+    encode: list[Encode],
+    frames: int,
+    *,
+    centre: float,
+    absent_body: AbsentBody,
+    random: RandomView | None = None,
+    key_N: Tensor | None = None,
+    chunk: int = 256,
+) -> list[Tensor]:
+    """Features of all samples of a source, each once, in its order.
+
+    Args:
+        source: N samples.
+        encode: One or more encoders; each view is drawn once for all of them.
+        frames, centre, absent_body, random: See `view`.
+        key_N: Keys of random views.
+        chunk: Samples at once.
+
+    Returns:
+        For each encoder, shape (N, D), float32, on the source's device.
+    """
+    parts: list[list[Tensor]] = [[] for _ in encode]
+    for begin in range(0, len(source), chunk):
+        places = torch.arange(begin, min(begin + chunk, len(source)))
+        batch = source.take(places, None if key_N is None else key_N[places])
+        x, sample_B = view(batch, frames, centre=centre, absent_body=absent_body, random=random)
+        for part, function in zip(parts, encode, strict=True):
+            part.append(mean_over_bodies(function(x).float(), sample_B, len(batch)))
+    return [torch.cat(part) for part in parts]

@@ -1,0 +1,157 @@
+"""Evaluation records as plain tables, for the screen and for pages."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from skelpipe.checkpoint import read_json
+
+Record = dict[str, Any]
+
+_FLOORS = ("random-init", "raw")
+_FEATURES = {
+    "patch": "mean of patch tokens",
+    "class": "class token",
+    "both": "patch mean and class token",
+}
+
+
+@dataclass(frozen=True)
+class Table:
+    """Networks under one protocol, on one part of one prepared set.
+
+    Attributes:
+        title: The protocol's.
+        subtitle: The data: set, split, part, and how many samples.
+        columns: Headings; the first two columns are text, the others numbers.
+        rows: Cells: the run's networks first, then the floors.
+        numbers: The protocol's settings.
+        warnings: What the prepared set lacks.
+        readings: The paper's gaps as the recipe reads them.
+    """
+
+    title: str
+    subtitle: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    numbers: str
+    warnings: tuple[str, ...]
+    readings: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Gain:
+    """The headline network beside one floor, top-1 accuracy in per cent."""
+
+    network: str
+    accuracy: float
+    floor: str
+    floor_accuracy: float
+
+    @property
+    def points(self) -> float:
+        return self.accuracy - self.floor_accuracy
+
+
+def read_results(run: Path) -> list[Record]:
+    """All evaluation records of a run folder, by file name; none where nothing was evaluated."""
+    return [read_json(path) for path in sorted((run / "results").glob("*.json"))]
+
+
+def result_tables(records: Iterable[Record]) -> list[Table]:
+    """One table for each protocol and part; only like is set beside like.
+
+    Accuracies are the last epoch's. The best epoch on the test part, which peers report, stands
+    in a column of its own and is never what a gain is taken from.
+    """
+    return [_table(group) for group in comparable(records)]
+
+
+def comparable(records: Iterable[Record]) -> list[list[Record]]:
+    """Records grouped by protocol with all its settings, data and part: the run before floors."""
+    groups: dict[str, list[Record]] = {}
+    for record in records:
+        same = [record[name] for name in ("protocol", "data_digest", "part")]
+        groups.setdefault(json.dumps(same, sort_keys=True), []).append(record)
+    order = ("run", *_FLOORS)
+    return [sorted(group, key=lambda r: order.index(r["subject"])) for group in groups.values()]
+
+
+def gains(group: Sequence[Record]) -> list[Gain]:
+    """The run's first network (the student) over each floor of a group of `comparable`."""
+    trained = [record["results"][0] for record in group if record["subject"] == "run"]
+    floors = [record["results"][0] for record in group if record["subject"] in _FLOORS]
+    return [
+        Gain(row["network"], row["accuracy"], floor["network"], floor["accuracy"])
+        for row in trained
+        for floor in floors
+    ]
+
+
+def settings_line(protocol: Record) -> str:
+    """A protocol's settings as one line, such as "k 1, centre 0.95"."""
+    parts = []
+    for name, value in protocol.items():
+        if name in ("kind", "name", "title"):
+            continue
+        label = name.replace("_", " ")
+        if isinstance(value, dict):
+            inner = ", ".join(f"{key} {_plain(part)}" for key, part in value.items())
+            parts.append(f"{label} ({inner})")
+        else:
+            parts.append(f"{label} {_plain(value)}")
+    return ", ".join(parts)
+
+
+def _table(group: Sequence[Record]) -> Table:
+    first = group[0]
+    floors = [record["results"][0] for record in group if record["subject"] in _FLOORS]
+    trained = any(record["subject"] == "run" for record in group)
+    with_best = any("best_epoch_peer_convention" in row for r in group for row in r["results"])
+    columns = ["network", "features", "accuracy, last epoch" if with_best else "accuracy"]
+    if trained:
+        columns += [f"over {floor['network']}" for floor in floors]
+    if with_best:
+        columns.append("best epoch (peer convention)")
+
+    rows = []
+    for record in group:
+        for result in record["results"]:
+            floor_row = record["subject"] in _FLOORS
+            cells = [
+                result["network"] + (" (floor)" if floor_row else ""),
+                _FEATURES.get(record["features"], record["features"]),
+                f"{result['accuracy']:.1f} %",
+            ]
+            if trained:
+                cells += [
+                    "" if floor_row else f"{result['accuracy'] - floor['accuracy']:+.1f} points"
+                    for floor in floors
+                ]
+            if with_best:
+                best = result.get("best_epoch_peer_convention")
+                cells.append(f"{best['accuracy']:.1f} % (epoch {best['epoch']})" if best else "")
+            rows.append(tuple(cells))
+    samples = first["samples"]
+    return Table(
+        title=first["protocol"]["title"],
+        subtitle=f"{first['dataset']} {first['split']}, {first['part']}: {samples['test']:,} "
+        f"samples against {samples['train']:,} training samples",
+        columns=tuple(columns),
+        rows=tuple(rows),
+        numbers=settings_line(first["protocol"]),
+        warnings=_united(record["warnings"] for record in group),
+        readings=_united(record["readings"] for record in group),
+    )
+
+
+def _united(lists: Iterable[Sequence[str]]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(text for texts in lists for text in texts))
+
+
+def _plain(value: object) -> str:
+    return " to ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
