@@ -16,7 +16,7 @@ def synth(
     out: Annotated[Path, typer.Argument(help="The zip to write.")],
     seed: Annotated[int, typer.Option(min=0, help="Of performers, executions and faults.")] = 0,
     classes: Annotated[int, typer.Option(min=1, max=60, help="Number of classes.")] = 12,
-    subjects: Annotated[int, typer.Option(min=1, max=40, help="Number of performers.")] = 10,
+    subjects: Annotated[int, typer.Option(min=1, max=40, help="Number of performers.")] = 12,
     cameras: Annotated[int, typer.Option(min=1, max=3, help="Number of cameras.")] = 3,
     replications: Annotated[int, typer.Option(min=1, help="Executions by each performer.")] = 2,
     force: Annotated[bool, typer.Option("--force", help="Replace the zip if it exists.")] = False,

@@ -245,7 +245,7 @@ class SLiM(nn.Module):
     def _masked_modelling(
         self, target_NK: Tensor, student_NP: Tensor, globals_: ViewGroup, bodies: Bodies
     ) -> Tensor:
-        """Eq. 4, averaged over a view's masked tokens, then bodies, then views and samples (S10)."""
+        """Eq. 4, averaged over a view's masked tokens, then bodies, views and samples (S10)."""
         terms = prototypes.cross_entropy(
             target_NK,
             student_NP,

@@ -61,7 +61,7 @@ class Member:
         return PurePosixPath(self.name).name
 
     def __str__(self) -> str:
-        return f"{self.file}:{self.name}" if self.packing != "plain" else str(self.file)
+        return str(self.file) if self.name == self.file.name else f"{self.file}:{self.name}"
 
 
 @dataclass(frozen=True)
@@ -134,7 +134,7 @@ class Reader:
             return data
         try:
             return bytes(isal_zlib.decompressobj(-15).decompress(data, member.size + 1))
-        except isal_zlib.error as error:
+        except isal_zlib.error as error:  # type: ignore[misc]  # typed as an instance
             raise RejectedError("damaged archive member", found=str(error)) from error
 
     def _bytes(self, file: Path, offset: int, size: int) -> bytes:

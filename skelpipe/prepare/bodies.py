@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from .recording import RejectedError, Recording
+from .recording import Recording, RejectedError
 
 SHORTEST = 11  # frames; an id seen no longer than this is noise
 SPREAD = 0.8  # a person is at most this much wider than tall
@@ -56,7 +56,7 @@ def actors(recording: Recording) -> npt.NDArray[np.float64]:
                 _paste(bodies, actor, track)
                 taken[actor] = min(start, track.start), max(end, track.end)
                 break
-    return bodies[:, bodies.any(axis=(0, 2, 3))]
+    return bodies[:, (bodies != 0).any(axis=(0, 2, 3))]
 
 
 def _tracks(recording: Recording) -> tuple[list[_Track], int]:
@@ -78,8 +78,11 @@ def _denoised(tracks: list[_Track]) -> list[_Track]:
     kept = [track for track in tracks if len(track.xyz_nJC) > SHORTEST]
     if not kept:
         longest = max(len(track.xyz_nJC) for track in tracks)
-        raise RejectedError("no usable body", found=f"{len(tracks)} ids of at most {longest} frames",
-                            expected=f"one of more than {SHORTEST}")  # fmt: skip
+        raise RejectedError(
+            "no usable body",
+            found=f"{len(tracks)} ids of at most {longest} frames",
+            expected=f"one of more than {SHORTEST}",
+        )
     people = list(kept)
     motion = {track: _motion(track.xyz_nJC) for track in kept}
     for track in kept:

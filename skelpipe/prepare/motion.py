@@ -23,13 +23,13 @@ KINECT = load_topology("kinect_v2")
 
 # How far executions differ. Fixed once, before any method was tuned on the generated data, so
 # that the nearest neighbour of a raw clip shares its class in 40-70 % of the cases.
-HEADING = 50.0  # degrees to either side of the middle camera
+HEADING = 120.0  # degrees to either side of the middle camera
 TEMPO = 0.25  # natural logarithm, between performers; half of it between executions
-SIZE = 0.08  # of a performer's height, and again of every bone
+SIZE = 0.10  # of a performer's height, and again of every bone
 AMPLITUDE = 0.20  # of every bone's swing
 PHASE = 0.04  # turns, of every bone against the others
-POSTURE = 4.0  # degrees, a performer's own carriage of every bone
-FIDGET = 3.0  # degrees, slow aimless motion of every bone
+POSTURE = 6.0  # degrees, a performer's own carriage of every bone
+FIDGET = 4.0  # degrees, slow aimless motion of every bone
 IDLE = 0.15  # of a clip, at most, before and after the action
 SECONDS = (1.5, 4.0)  # of an execution, which holds at least CYCLES
 CYCLES = 1.5
@@ -176,8 +176,9 @@ def _rotation(swing: Swing, clock: Floats, rng: np.random.Generator) -> Floats:
     reflected = 1 if axis == 0 else -1  # a mirror keeps turns about x and reverses the others
 
     def angle(shift: float) -> Floats:
-        turn = swing.harmonic * clock + phase + shift
-        return np.radians(swing.hold + size * swing.swing * np.sin(2 * np.pi * turn))
+        turn = clock + phase + shift
+        angle_T: Floats = np.radians(swing.hold + size * swing.swing * np.sin(2 * np.pi * turn))
+        return angle_T
 
     added = np.zeros((len(clock), 25, 3))
     if swing.side != "left":
@@ -192,7 +193,8 @@ def _active(frames: int, rng: np.random.Generator) -> Floats:
     start, end = rng.uniform(0, IDLE), 1 - rng.uniform(0, IDLE)
     time = np.linspace(0, 1, frames)
     ramp = (np.minimum(time - start, end - time) / 0.08 + 0.5).clip(0, 1)
-    return ramp * ramp * (3 - 2 * ramp)
+    smooth: Floats = ramp * ramp * (3 - 2 * ramp)
+    return smooth
 
 
 def _fidget(frames: int, rng: np.random.Generator) -> Floats:

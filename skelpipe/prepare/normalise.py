@@ -11,7 +11,7 @@ import numpy.typing as npt
 from skelpipe.errors import UserError, nearest
 
 from .bodies import actors
-from .recording import RejectedError, Recording
+from .recording import Recording, RejectedError
 
 _SPINE_MID = 1
 
@@ -47,14 +47,15 @@ def ctrgcn(recording: Recording) -> npt.NDArray[np.float32]:
         RejectedError: the recording holds no usable body.
     """
     bodies_MTJC = actors(recording)
-    present_MT = bodies_MTJC.any(axis=(2, 3))
+    present_MT: npt.NDArray[np.bool_] = np.any(bodies_MTJC != 0, axis=(2, 3))
     if not present_MT[0].any():
         raise RejectedError("no usable body", found="zeros in every frame")
     origin = bodies_MTJC[0, present_MT[0].argmax(), _SPINE_MID]
     moved_MTJC = bodies_MTJC - origin
     if len(bodies_MTJC) > 1:
         moved_MTJC[~present_MT] = 0
-    return moved_MTJC[present_MT.any(axis=1)].astype(np.float32)
+    stored_MTJC: npt.NDArray[np.float32] = moved_MTJC[present_MT.any(axis=1)].astype(np.float32)
+    return stored_MTJC
 
 
 PIPELINES = {"ctrgcn": Pipeline("ctrgcn", 1, ctrgcn)}

@@ -10,7 +10,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.csv as csv
 
-from .recording import RejectedError, Recording
+from .recording import Recording, RejectedError
 
 NAME = re.compile(r"(S\d{3}C\d{3}P\d{3}R\d{3}A\d{3})\.skeleton", re.ASCII)
 KEY = re.compile(r"S(\d{3})C(\d{3})P(\d{3})R(\d{3})A(\d{3})", re.ASCII)
@@ -18,6 +18,7 @@ KEY = re.compile(r"S(\d{3})C(\d{3})P(\d{3})R(\d{3})A(\d{3})", re.ASCII)
 _JOINTS = 25
 _HEADER = 10  # fields of a body's header: its id, eight flags and leanings, its tracking state
 _COLUMNS = [str(column) for column in range(12)]
+_ID = re.compile(rb"-?\d{1,19}")
 _NUMBER = re.compile(rb"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 _FARTHEST = 1e6  # metres; beyond it sums of squares would overflow, and no sensor sees so far
 
@@ -54,72 +55,48 @@ def parse_name(key: str) -> Name:
 def parse(data: bytes) -> Recording:
     """Read a `.skeleton` file.
 
-    Line ends of either kind, a blank tail, empty frames, any number of bodies, any integer as id
-    and any text in the columns other than x, y, z are read. Nothing is allocated on the word of a
-    count in the file.
+    Line ends of either kind, a blank tail, empty frames, any number of bodies, any integer of 64
+    bits as id and any text in the columns other than x, y, z are read. Nothing is allocated on the
+    word of a count in the file.
 
     Raises:
         RejectedError: the file is damaged: cut short, another joint count, something other than a
             finite number in x, y or z, anything after the last frame.
     """
     if not data.isascii():
-        line = data[: next(i for i, byte in enumerate(data) if byte > 127)].count(b"\n") + 1
-        raise RejectedError(
-            "not a text file", line=line, found="a byte above 127", expected="ASCII"
-        )
-    marks = [-1, *np.flatnonzero(np.frombuffer(data, dtype=np.uint8) == ord("\n")).tolist()]
-    if not data.endswith(b"\n"):
-        marks.append(len(data))
-    lines = len(marks) - 1
-
-    def text(line: int) -> bytes:
-        return data[marks[line] + 1 : marks[line + 1]]
-
-    def count(line: int, what: str) -> int:
-        if line >= lines or not data[marks[line] + 1 :].strip():
-            raise RejectedError("truncated file", line=line + 1, found="the end", expected=what)
-        field = text(line).strip()
-        if not field.isdigit() or len(field) > 18:
-            raise RejectedError(f"wrong {what}", line=line + 1, found=_shown(field),
-                                expected="a whole number from 0")  # fmt: skip
-        return int(field)
-
-    frames = count(0, "frame count")
-    line = 1
+        raise RejectedError("not a text file", found="a byte above 127", expected="ASCII")
+    text = _Lines(data)
+    frames = text.count(0, "frame count")
+    at = 1
     frame_R: list[int] = []
     id_R: list[int] = []
+    first_rows: list[int] = []
     blocks: list[bytes] = []
-    first_lines: list[int] = []
     for frame in range(frames):
-        bodies = count(line, "body count")
-        line += 1
+        bodies = text.count(at, "body count")
+        at += 1
         for _ in range(bodies):
-            if line + 1 + _JOINTS >= lines:
-                # An earlier wrong count is the likelier fault where the joint count is wrong too.
-                if line + 1 < lines and count(line + 1, "joint count") != _JOINTS:
-                    raise RejectedError("wrong joint count", line=line + 2,
-                                        found=_shown(text(line + 1)),
-                                        expected=str(_JOINTS))  # fmt: skip
-                raise RejectedError("truncated file", line=lines, found="the end",
-                                    expected=f"a body of frame {frame + 1} of {frames}")  # fmt: skip
-            id_R.append(_body_id(text(line), line))
-            if text(line + 1).strip() != b"25" and count(line + 1, "joint count") != _JOINTS:
-                raise RejectedError("wrong joint count", line=line + 2,
-                                    found=_shown(text(line + 1)), expected=str(_JOINTS))  # fmt: skip
+            id_R.append(_body_id(text, at))
+            if text.count(at + 1, "joint count") != _JOINTS:
+                raise RejectedError(
+                    "wrong joint count", line=at + 2, found=_shown(text[at + 1]), expected="25"
+                )
+            first_rows.append(at + 2)
             frame_R.append(frame)
-            first_lines.append(line + 2)
-            blocks.append(data[marks[line + 2] + 1 : marks[line + 2 + _JOINTS] + 1])
-            line += 2 + _JOINTS
-    if line < lines and data[marks[line] + 1 :].strip():
+            at += 2 + _JOINTS
+            if at > len(text):
+                raise _truncated(len(text), f"a whole body in frame {frame + 1} of {frames}")
+            blocks.append(text.block(at - _JOINTS, at))
+    if not text.blank_from(at):
         raise RejectedError(
             "text after the last frame",
-            line=line + 1,
-            found=_shown(text(line)),
-            expected=f"the end, after {frames} frames",
+            line=at + 1,
+            found=_shown(text[at]),
+            expected=f"the end after {frames} frames",
         )
     xyz_RJC = _positions(blocks)
     if xyz_RJC is None:
-        xyz_RJC = _positions_by_line(blocks, first_lines, lines)
+        xyz_RJC = _positions_by_line(blocks, first_rows, len(text))
     return Recording(
         frames=frames,
         frame_R=np.array(frame_R, dtype=np.int64),
@@ -128,19 +105,57 @@ def parse(data: bytes) -> Recording:
     )
 
 
-def _body_id(header: bytes, line: int) -> int:
-    fields = header.split()
-    if len(fields) != _HEADER:
-        raise RejectedError("wrong body header", line=line + 1, found=f"{len(fields)} fields",
-                            expected=str(_HEADER))  # fmt: skip
-    if not fields[0].removeprefix(b"-").isdigit() or len(fields[0]) > 20:
-        raise RejectedError("wrong body header", line=line + 1, found=_shown(fields[0]),
-                            expected="a whole number as id")  # fmt: skip
-    number = int(fields[0])
-    if not -(2**63) <= number < 2**63:
-        raise RejectedError("wrong body header", line=line + 1, found=_shown(fields[0]),
-                            expected="an id of 64 bits")  # fmt: skip
-    return number
+class _Lines:
+    """The lines of a file, from 0, found once and cut out only where they are asked for."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+        ends = np.flatnonzero(np.frombuffer(data, dtype=np.uint8) == ord("\n")).tolist()
+        unended = [] if data.endswith(b"\n") else [len(data)]
+        self._marks = [-1, *ends, *unended]
+
+    def __len__(self) -> int:
+        return len(self._marks) - 1
+
+    def __getitem__(self, line: int) -> bytes:
+        return self._data[self._marks[line] + 1 : self._marks[line + 1]].strip()
+
+    def block(self, start: int, stop: int) -> bytes:
+        """Lines from start on to before stop, with their ends."""
+        return self._data[self._marks[start] + 1 : self._marks[stop] + 1]
+
+    def blank_from(self, line: int) -> bool:
+        """Whether nothing but white space stands from a line on."""
+        return line >= len(self) or not self._data[self._marks[line] + 1 :].strip()
+
+    def count(self, line: int, what: str) -> int:
+        """The number that a line consists of."""
+        field = self[line] if line < len(self) else b""
+        if field.isdigit() and len(field) <= 18:
+            return int(field)
+        if self.blank_from(line):
+            raise _truncated(len(self), f"a {what}")
+        raise RejectedError(
+            f"wrong {what}", line=line + 1, found=_shown(field), expected="a whole number from 0"
+        )
+
+
+def _truncated(lines: int, expected: str) -> RejectedError:
+    return RejectedError("truncated file", line=lines, found="the end", expected=expected)
+
+
+def _body_id(text: _Lines, line: int) -> int:
+    fields = text[line].split() if line < len(text) else []
+    if not fields and text.blank_from(line):
+        raise _truncated(len(text), "a body")
+    if len(fields) == _HEADER and _ID.fullmatch(fields[0]) and abs(int(fields[0])) < 2**63:
+        return int(fields[0])
+    raise RejectedError(
+        "wrong body header",
+        line=line + 1,
+        found=f"{len(fields)} fields, the first of them {_shown(fields[0] if fields else b'')}",
+        expected="10, the first of them an id of 64 bits",
+    )
 
 
 def _positions(blocks: list[bytes]) -> npt.NDArray[np.float64] | None:
@@ -162,22 +177,24 @@ def _positions(blocks: list[bytes]) -> npt.NDArray[np.float64] | None:
 
 
 def _positions_by_line(
-    blocks: list[bytes], first_lines: list[int], lines: int
+    blocks: list[bytes], first_rows: list[int], lines: int
 ) -> npt.NDArray[np.float64]:
     """The same line by line: reads other white space too, and names the line that is at fault."""
     xyz = []
-    for first, block in zip(first_lines, blocks, strict=True):
-        for line, row in enumerate(block.split(b"\n")[:_JOINTS], first):
+    for first, block in zip(first_rows, blocks, strict=True):
+        for line, row in enumerate(block.split(b"\n")[:_JOINTS], first + 1):
             fields = row.split()
+            if len(fields) < len(_COLUMNS) and line == lines:
+                raise _truncated(lines, "a row of 12 fields")
             if len(fields) != len(_COLUMNS):
-                last = line + 1 == lines and len(fields) < len(_COLUMNS)
-                raise RejectedError("truncated file" if last else "wrong joint row", line=line + 1,
-                                    found=f"{len(fields)} fields",
-                                    expected=str(len(_COLUMNS)))  # fmt: skip
+                raise RejectedError(
+                    "wrong joint row", line=line, found=f"{len(fields)} fields", expected="12"
+                )
             for field in fields[:3]:
                 if not _NUMBER.fullmatch(field) or abs(float(field)) > _FARTHEST:
-                    raise RejectedError("no number in x, y, z", line=line + 1, found=_shown(field),
-                                        expected="metres")  # fmt: skip
+                    raise RejectedError(
+                        "no number in x, y, z", line=line, found=_shown(field), expected="metres"
+                    )
             xyz.append([float(field) for field in fields[:3]])
     return np.array(xyz).reshape(-1, _JOINTS, 3)
 

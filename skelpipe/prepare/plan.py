@@ -1,4 +1,4 @@
-"""Which sample goes to which split and shard: decided from names and sizes, before anything is read.
+"""Which sample goes to which split and shard, decided from names and sizes before any is read.
 
 Several splits are written from one reading. Samples that have the same part under every split of
 the data set form a cell; a cell is cut into groups of about one shard's size; a group is one task
@@ -8,7 +8,8 @@ depend on which other splits were asked for, nor on who works on them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -33,10 +34,14 @@ class Sample:
 
 @dataclass(frozen=True)
 class Group:
-    """One task: samples that become one shard in each of some splits (name -> part)."""
+    """One task: samples that become one shard in every split that has a part for them.
+
+    ``parts``: split -> part; ``shards``: split -> the shard's file name.
+    """
 
     number: int
     parts: dict[str, Part]
+    shards: dict[str, str]
     samples: tuple[Sample, ...]
 
     @property
@@ -59,31 +64,38 @@ class Plan:
     def digest(self) -> str:
         """A digest that no path, offset or worker enters: equal plans give equal files."""
         return digest_of(
-            [group.number, group.parts, [(s.key, s.member.size) for s in group.samples]]
+            [group.number, group.shards, [(s.key, s.member.size) for s in group.samples]]
             for group in self.groups
         )
 
+    def of(self, splits: Iterable[str]) -> list[Group]:
+        """The groups that any of some splits takes."""
+        return [group for group in self.groups if group.parts.keys() & set(splits)]
+
     def planned(self, split: str) -> int:
         """Samples that a split would hold if none were rejected, and those outside its lists."""
-        inside = sum(len(group.samples) for group in self.groups if split in group.parts)
-        return inside + len(self.outside[split])
+        return sum(len(group.samples) for group in self.of([split])) + len(self.outside[split])
 
 
-def make_plan(dataset: Dataset, splits: Sequence[str], members: dict[str, Member]) -> Plan:
-    """Cut recordings (key -> where it lies) into groups for some splits of a data set."""
+def make_plan(dataset: Dataset, members: dict[str, Member]) -> Plan:
+    """Cut recordings (key -> where it lies) into groups, for all splits of a data set."""
     samples = [Sample(key, parse_name(key), members[key]) for key in sorted(members)]
     cells: dict[tuple[Part | None, ...], list[Sample]] = {}
     for sample in samples:
         cell = tuple(_part(split, sample) for split in dataset.splits.values())
         cells.setdefault(cell, []).append(sample)
     groups: list[Group] = []
-    for cell, members_of_cell in sorted(cells.items(), key=lambda item: tuple(map(str, item[0]))):
-        by_name = zip(dataset.splits, cell, strict=True)
-        parts = {split: part for split, part in by_name if part is not None and split in splits}
-        if parts:
-            for chunk in _chunks(members_of_cell):
-                groups.append(Group(len(groups), parts, tuple(chunk)))
-    outside = {name: _outside(name, dataset.splits[name], samples) for name in splits}
+    numbers: Counter[tuple[str, Part]] = Counter()
+    for cell, in_cell in sorted(cells.items(), key=lambda item: tuple(map(str, item[0]))):
+        by_split = zip(dataset.splits, cell, strict=True)
+        parts = {split: part for split, part in by_split if part is not None}
+        for chunk in _chunks(in_cell):
+            shards = {}
+            for split, part in parts.items():
+                shards[split] = f"{part}-{numbers[split, part]:06d}.tar"
+                numbers[split, part] += 1
+            groups.append(Group(len(groups), parts, shards, tuple(chunk)))
+    outside = {name: _outside(name, split, samples) for name, split in dataset.splits.items()}
     return Plan(tuple(groups), outside)
 
 

@@ -2,28 +2,29 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import Literal, TypeVar
 
 import numpy as np
 
 Side = Literal["right", "both", "alternate", "left"]
 
+Axis = Literal["x", "y", "z"]
+
 
 @dataclass(frozen=True)
 class Swing:
-    """One bone's rotation about one axis: ``hold + swing·sin(2π(harmonic·cycles + phase))``.
+    """One bone's rotation about one axis: ``hold + swing·sin(2π(cycles + phase))``.
 
     Angles in degrees, phase in turns; ``side`` says whether the right bone of a pair moves, both
     do as in a mirror, both alternate, or the left one alone does.
     """
 
     bone: str
-    axis: Literal["x", "y", "z"]
+    axis: Axis
     hold: float = 0.0
     swing: float = 0.0
     side: Side = "right"
-    harmonic: int = 1
     phase: float = 0.0
 
 
@@ -82,8 +83,10 @@ _HANDMADE = {
     27: Programme(
         0.8, (*_SQUAT, Swing("arm", "x", 30, -50, "both"), Swing("trunk", "x", -8, -8)), lift=0.25
     ),
-    35: Programme(0.6, (Swing("trunk", "x", -26, -26), Swing("chest", "x", -8, -8))),
-    22: Programme(1.0, (Swing("arm", "z", 115, 40, "both"), Swing("forearm", "z", 15, 15, "both"))),
+    42: Programme(0.9, (*_march(28, 24), Swing("body", "z", 0, 9)), sway=0.2),
+    49: Programme(
+        2.2, (Swing("arm", "x", 35, 4), Swing("forearm", "x", 95, 18), Swing("hand", "x", 0, 25))
+    ),
     58: Programme(1.7, _SHAKE, partner=Programme(1.7, _SHAKE), gap=1.1),
     10: Programme(
         1.8,
@@ -123,7 +126,15 @@ _HANDMADE = {
         ),
         lift=0.12,
     ),
-    42: Programme(0.9, (*_march(28, 24), Swing("body", "z", 0, 9, harmonic=1)), sway=0.2),
+    35: Programme(
+        0.6,
+        (
+            Swing("trunk", "x", -26, -26),
+            Swing("chest", "x", -8, -8),
+            Swing("head", "x", -8, -8),
+        ),
+    ),
+    22: Programme(1.0, (Swing("arm", "z", 115, 40, "both"), Swing("forearm", "z", 15, 15, "both"))),
     34: Programme(
         2.0,
         (
@@ -133,9 +144,6 @@ _HANDMADE = {
         ),
     ),
     38: Programme(0.7, (Swing("arm", "z", 85, 4), Swing("forearm", "z", 125, 8))),
-    49: Programme(
-        2.2, (Swing("arm", "x", 35, 4), Swing("forearm", "x", 95, 18), Swing("hand", "x", 0, 25))
-    ),
     51: Programme(0.8, _KICK, partner=_RECOIL, gap=1.1),
     59: Programme(0.9, _march(26, 22), advance=0.6, partner=_STROLL, gap=1.7),
     60: Programme(0.9, _march(26, 22), advance=-0.6, partner=_STROLL, gap=0.7),
@@ -143,34 +151,42 @@ _HANDMADE = {
 
 ACTIONS = (*_HANDMADE, *(action for action in range(1, 61) if action not in _HANDMADE))
 
+_Option = TypeVar("_Option")
+
 
 def programme(action: int, mutual: bool) -> Programme:
     """The motor programme of an action (from 1): the same for every seed of a data set."""
     if action in _HANDMADE:
         return _HANDMADE[action]
-    rng = np.random.default_rng([action, 0x636C])
+    rng = np.random.default_rng([action, *b"class"])
     drawn = _drawn(rng)
     if not mutual:
         return drawn
-    reply = drawn if rng.random() < 0.5 else _RECOIL
-    return Programme(drawn.rate, drawn.swings, partner=reply, gap=float(rng.uniform(0.8, 1.3)))
+    reply = _pick(rng, drawn, _RECOIL)
+    return replace(drawn, partner=reply, gap=_pick(rng, 0.8, 1.0, 1.3))
 
 
 def _drawn(rng: np.random.Generator) -> Programme:
     """Arms in one of several postures, swinging; legs and trunk that often go with them."""
-    side: Side = rng.choice(["right", "both", "alternate"])
-    arm, turn = rng.choice([15, 45, 80, 110]), rng.choice(["x", "z"])
+    side: Side = _pick(rng, "right", "both", "alternate")
     swings = [
-        Swing("arm", turn, arm, rng.choice([5, 15, 30]), side),
-        Swing("forearm", "x", rng.choice([15, 60, 100]), rng.choice([10, 25, 40]), side),
-        Swing("forearm", "z", rng.choice([-25, 0, 25]), rng.choice([0, 20]), side),
+        Swing(
+            "arm", _pick(rng, "x", "z"), _pick(rng, 15, 45, 80, 110), _pick(rng, 5, 15, 30), side
+        ),
+        Swing("forearm", "x", _pick(rng, 15, 60, 100), _pick(rng, 10, 25, 40), side),
+        Swing("forearm", "z", _pick(rng, -25, 0, 25), _pick(rng, 0, 20), side),
     ]
-    legs = rng.choice(["none", "none", "squat", "march"])
-    if legs == "march":
-        swings += _march(rng.choice([15, 35]), 25)[:2]
-    elif legs == "squat":
-        swings += _SQUAT
-    if rng.random() < 0.5:
-        bend = rng.choice(["x", "y", "z"])
-        swings.append(Swing("trunk", bend, -18 if bend == "x" else 0, rng.choice([10, 18])))
-    return Programme(rate=float(rng.choice([0.6, 1.0, 1.6, 2.2])), swings=tuple(swings))
+    swings += _pick(rng, (), (), _SQUAT, _march(15, 25), _march(35, 25))
+    swings += _pick(
+        rng,
+        (),
+        (),
+        (Swing("trunk", "x", -18, 14),),
+        (Swing("trunk", "y", 0, 20),),
+        (Swing("trunk", "z", 0, 14),),
+    )
+    return Programme(_pick(rng, 0.6, 1.0, 1.6, 2.2), tuple(swings))
+
+
+def _pick(rng: np.random.Generator, *options: _Option) -> _Option:
+    return options[rng.integers(len(options))]

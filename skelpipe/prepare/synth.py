@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -10,10 +9,12 @@ from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
 from skelpipe.errors import UserError, nearest
-from skelpipe.manifest import load_dataset, manifest_names
+from skelpipe.manifest import load_dataset
 
+from .files import into_place, new_name
 from .motion import KINECT, Body, Floats, Performer, perform, performer, turned
 from .programmes import ACTIONS, programme
 
@@ -66,12 +67,12 @@ class Track:
     """A body as the sensor reports it under one number: n frames, rising, of the recording."""
 
     number: int
-    frames: np.ndarray[tuple[int], np.dtype[np.int64]]
+    frames: npt.NDArray[np.int64]
     joints: Floats  # (n, 25, 3) metres, camera space
     turns: Floats  # (n, 25, 4) w, x, y, z
-    inferred: np.ndarray[tuple[int, int], np.dtype[np.bool_]]  # (n, 25)
+    inferred: npt.NDArray[np.bool_]  # (n, 25)
 
-    def only(self, keep: np.ndarray[tuple[int], np.dtype[np.bool_]]) -> Track:
+    def only(self, keep: npt.NDArray[np.bool_]) -> Track:
         """The track in some of its frames."""
         return Track(
             self.number, self.frames[keep], self.joints[keep], self.turns[keep], self.inferred[keep]
@@ -84,7 +85,7 @@ def write_recordings(
     *,
     seed: int = 0,
     classes: int = 12,
-    subjects: int = 10,
+    subjects: int = 12,
     cameras: int = 3,
     replications: int = 2,
     force: bool = False,
@@ -120,20 +121,23 @@ def write_recordings(
         raise UserError("wrong seed", found=seed, expected="0 or more")
 
     total = classes * subjects * cameras * replications
-    partial = out.with_name(f"{out.name}.part-{os.getpid()}")
-    out.parent.mkdir(parents=True, exist_ok=True)
+    partial = new_name(out)
     try:
-        with zipfile.ZipFile(partial, "w") as archive:
-            for done, take in enumerate(takes(classes, subjects, cameras, replications), 1):
-                member = zipfile.ZipInfo(f"nturgb+d_skeletons/{take.key}.skeleton", _STAMP)
-                member.create_system, member.external_attr = 3, 0o644 << 16
-                text = recording(seed, take)
-                archive.writestr(member, text, zipfile.ZIP_DEFLATED, compresslevel=1)
-                if progress:
-                    progress(done, total)
-        partial.replace(out)
-    finally:
-        partial.unlink(missing_ok=True)
+        out.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with zipfile.ZipFile(partial, "w") as archive:
+                for done, take in enumerate(takes(classes, subjects, cameras, replications), 1):
+                    member = zipfile.ZipInfo(f"nturgb+d_skeletons/{take.key}.skeleton", _STAMP)
+                    member.create_system, member.external_attr = 3, 0o644 << 16
+                    text = recording(seed, take)
+                    archive.writestr(member, text, zipfile.ZIP_DEFLATED, compresslevel=1)
+                    if progress:
+                        progress(done, total)
+            into_place(partial, out)
+        finally:
+            partial.unlink(missing_ok=True)
+    except OSError as error:
+        raise UserError("the archive cannot be written", file=out, found=error.strerror) from error
     return total
 
 
@@ -203,9 +207,7 @@ def _generator(seed: int, use: str, *numbers: int) -> np.random.Generator:
 
 def _check(name: str, out: Path, force: bool) -> None:
     if name not in NAMES:
-        known = name in manifest_names("dataset")
-        what = f"no recordings can be generated for '{name}'" if known else "unknown data set"
-        raise UserError(what, found=name, remedy=nearest(name, NAMES))
+        raise UserError(f"no data set '{name}' to generate", remedy=nearest(name, NAMES))
     if out.is_dir():
         raise UserError("the archive to write is a folder", file=out, remedy="name a zip in it")
     if out.exists() and not force:

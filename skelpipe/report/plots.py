@@ -8,7 +8,6 @@ from __future__ import annotations
 import base64
 from collections.abc import Sequence
 from io import BytesIO
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -27,6 +26,8 @@ _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#
 _MARKERS = "os^DvP*X"
 _GREY = "#9AA0A6"
 _POINTS = 200  # of a curve
+_PITCH = 1.4  # metres from one stick figure to the next
+_HEIGHT = (-1.2, 1.7)  # metres shown below and above the root, with room for a view's heading
 
 
 def data_uri(figure: Figure) -> str:
@@ -68,12 +69,19 @@ def loss_figure(metrics: Sequence[dict[str, float]], chance: float) -> Figure:
     for panel in (losses, spread):
         panel.axhline(chance, color="#444444", linewidth=1, linestyle=(0, (4, 3)))
         panel.annotate(
-            "ln K", (1, chance), (-2, 3), xycoords=("axes fraction", "data"),
-            textcoords="offset points", ha="right", fontsize=8, color="#444444",
-        )  # fmt: skip
-        panel.set_ylim(0, chance * 1.12)
-        panel.legend(frameon=False, fontsize=8, loc="lower left")
-    curves(koleo, "Total loss, and KoLeo", "", {"loss": "total", "koleo": "KoLeo (spread)"})
+            "ln K",
+            (1, chance),
+            (-2, 3),
+            xycoords=("axes fraction", "data"),
+            textcoords="offset points",
+            ha="right",
+            fontsize=8,
+            color="#444444",
+        )
+        panel.legend(frameon=False, fontsize=8, loc="best")
+    spread.set_ylim(0, chance * 1.12)
+    losses.margins(y=0.12)
+    curves(koleo, "Total loss, and KoLeo", "", {"loss": "total", "koleo": "KoLeo"})
     koleo.legend(frameon=False, fontsize=8, loc="best")
     curves(rate, "Learning rate", "", {"lr": "learning rate"})
     rate.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
@@ -100,27 +108,31 @@ def views_figure(
         topology: Joints, bones and body parts.
     """
     lines = [(sample, anchor) for sample in range(len(names)) for anchor in (0, 1)]
-    figure = Figure(figsize=(11, 1.95 * len(lines) + 0.6))
+    figure = Figure()
     panels = figure.subplots(len(lines), 1, squeeze=False)[:, 0]
-    figure.subplots_adjust(left=0.01, right=0.99, bottom=0.01, top=1 - 0.5 / (1.95 * len(lines)))
+    right = 0.0
     for panel, (sample, anchor) in zip(panels, lines, strict=True):
         width = 0.0
         for group in groups:
             width = _draw_group(panel, group, sample, anchor, sample_of_body, topology, width)
-        panel.set_title(f"{names[sample]}, anchor {anchor + 1}", fontsize=9, loc="left", y=1.02)
-        panel.set_xlim(-0.9, width)
-        panel.set_ylim(-1.25, 1.45)
-        panel.set_aspect("equal")
+        panel.set_title(f"{names[sample]}, anchor {anchor + 1}", fontsize=10, loc="left", y=0.98)
         panel.axis("off")
+        right = max(right, width)
+    for panel in panels:
+        panel.set_xlim(-_PITCH / 2, right - _PITCH / 2)
+        panel.set_ylim(*_HEIGHT)
+    # Metres are as long across as upwards.
+    scale = 2.0 / (_HEIGHT[1] - _HEIGHT[0])
+    figure.set_size_inches(max(scale * right, 7), 2.25 * len(lines) + 0.4)
+    top = 1 - 0.55 / figure.get_figheight()
+    figure.subplots_adjust(left=0.01, right=0.99, bottom=0, top=top, hspace=0.12)
     handles = [
         Line2D([], [], marker="o", color=colour, label=part.replace("_", " "))
         for part, colour in zip(topology.parts, _COLOURS, strict=False)
     ]
-    handles.append(
-        Line2D(
-            [], [], marker="o", color=_GREY, markerfacecolor="white", linestyle=":", label="masked"
-        )  # fmt: skip
-    )
+    hollow = Line2D([], [], marker="o", color=_GREY, markerfacecolor="white", linestyle=":")
+    hollow.set_label("masked")
+    handles.append(hollow)
     figure.legend(handles=handles, ncols=len(handles), loc="upper center", frameon=False)
     return figure
 
@@ -148,16 +160,26 @@ def feature_map_figure(
     for number, label in enumerate(present):
         points = place_N2[labels_N == label]
         panel.scatter(
-            *points.T, s=26, alpha=0.75, linewidths=0, color=_COLOURS[number % len(_COLOURS)],
+            points[:, 0],
+            points[:, 1],
+            s=26,
+            alpha=0.75,
+            linewidths=0,
+            color=_COLOURS[number % len(_COLOURS)],
             marker=_MARKERS[(number + number // len(_COLOURS)) % len(_MARKERS)],
             label=f"{number + 1}  {classes[label]}",
-        )  # fmt: skip
+        )
         centres.append(np.median(points, axis=0))
     for number, centre in enumerate(_apart(np.array(centres), 0.03 * np.ptp(place_N2, axis=0))):
         panel.annotate(
-            str(number + 1), centre, ha="center", va="center", fontsize=10, fontweight="bold",
+            str(number + 1),
+            centre,
+            ha="center",
+            va="center",
+            fontsize=10,
+            fontweight="bold",
             path_effects=[withStroke(linewidth=3, foreground="white")],
-        )  # fmt: skip
+        )
     panel.set_xlabel(f"first component ({share[0]:.0f} % of the variance)")
     panel.set_ylabel(f"second component ({share[1]:.0f} %)")
     panel.set_xticks([])
@@ -176,7 +198,7 @@ def confusion_figure(counts: Sequence[Sequence[int]], classes: Sequence[str]) ->
         classes: Names of all classes; those without a sample or prediction are left out.
     """
     table = np.array(counts)
-    used = np.flatnonzero(table.sum(0) + table.sum(1))
+    used = np.flatnonzero(table.sum(0) + table.sum(1)).tolist()
     table = table[np.ix_(used, used)]
     names = [classes[label] for label in used]
     share = table / table.sum(1, keepdims=True).clip(1)
@@ -198,9 +220,14 @@ def confusion_figure(counts: Sequence[Sequence[int]], classes: Sequence[str]) ->
     if len(used) <= 24:
         for row, column in zip(*table.nonzero(), strict=True):
             panel.text(
-                column, row, str(table[row, column]), ha="center", va="center", fontsize=8,
+                column,
+                row,
+                str(table[row, column]),
+                ha="center",
+                va="center",
+                fontsize=8,
                 color="white" if share[row, column] > 0.55 else "#222222",
-            )  # fmt: skip
+            )
     bar = figure.colorbar(image, ax=panel, shrink=0.6)
     bar.set_label("% of the true class")
     return figure
@@ -243,41 +270,58 @@ def _draw_group(
             x_WJC = group.x_BWJC[row].cpu().numpy()
             mask_SJ = group.mask_BSJ[row].cpu().numpy()
             masked = float(mask_SJ.mean())
+            height = x_WJC[:, topology.root, 1].mean()
             for step in range(steps):
-                middle = x_WJC[(2 * step + 1) * frames // (2 * steps)]
-                offset = left + 1.15 * step - middle[topology.root, 0]
-                _draw_stick(panel, middle + (offset, 0, 0), mask_SJ[step], topology)
-        end = left + 1.15 * (steps - 1)
-        panel.plot([left - 0.45, end + 0.45], [1.12, 1.12], color="#444444", linewidth=0.8)
+                middle_JC = x_WJC[(2 * step + 1) * frames // (2 * steps), :, :2]
+                across = left + _PITCH * step - middle_JC[topology.root, 0]
+                _draw_stick(panel, middle_JC + np.array([across, -height]), mask_SJ[step], topology)
+        end = left + _PITCH * (steps - 1)
+        panel.plot([left - 0.45, end + 0.45], [1.36, 1.36], color="#444444", linewidth=0.8)
         note = f"{100 * masked:.0f} % masked" if masked else "not masked"
-        panel.text((left + end) / 2, 1.18, f"{kind}, {frames} frames\n{note}", ha="center",
-                   va="bottom", fontsize=7.5, linespacing=1.25)  # fmt: skip
-        left = end + 1.4
+        panel.text(
+            (left + end) / 2,
+            1.39,
+            f"{kind}, {frames} frames\n{note}",
+            ha="center",
+            va="bottom",
+            fontsize=8,
+            linespacing=1.2,
+        )
+        left = end + _PITCH + 0.25
     return left
 
 
-def _draw_stick(panel: Axes, x_JC: Any, mask_J: npt.NDArray[np.bool_], topology: Topology) -> None:
+def _draw_stick(
+    panel: Axes, x_JC: Floats, mask_J: npt.NDArray[np.bool_], topology: Topology
+) -> None:
     part_of = topology.part_of
     for joint, parent in enumerate(topology.parents):
         if parent < 0:
             continue
         hidden = mask_J[joint] or mask_J[parent]
         panel.plot(
-            x_JC[[parent, joint], 0], x_JC[[parent, joint], 1],
+            x_JC[[parent, joint], 0],
+            x_JC[[parent, joint], 1],
             color=_GREY if hidden else _COLOURS[part_of[joint]],
-            linewidth=0.8 if hidden else 2, linestyle=":" if hidden else "-", zorder=1,
-        )  # fmt: skip
+            linewidth=0.8 if hidden else 2,
+            linestyle=":" if hidden else "-",
+            zorder=1,
+        )
     for joint in range(len(x_JC)):
         panel.plot(
-            x_JC[joint, 0], x_JC[joint, 1], marker="o", markersize=3.2, zorder=2,
+            x_JC[joint, 0],
+            x_JC[joint, 1],
+            marker="o",
+            markersize=3.2,
+            zorder=2,
             markerfacecolor="white" if mask_J[joint] else _COLOURS[part_of[joint]],
             markeredgecolor=_GREY if mask_J[joint] else _COLOURS[part_of[joint]],
             markeredgewidth=0.8,
-        )  # fmt: skip
+        )
 
 
-def _apart(points_N2: npt.NDArray[Any], gap: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """Points pushed away from each other until no two are closer than ``gap`` (at most 100 times)."""
+def _apart(points_N2: Floats, gap: Floats) -> Floats:
+    """Points pushed away from each other until no two are nearer than ``gap``."""
     scaled = points_N2 / gap
     for _ in range(100):
         away = scaled[:, None] - scaled
@@ -287,4 +331,5 @@ def _apart(points_N2: npt.NDArray[Any], gap: npt.NDArray[Any]) -> npt.NDArray[An
             break
         push = away / distance.clip(1e-6)[..., None] * (1.3 - distance).clip(0)[..., None]
         scaled = scaled + 0.5 * push.sum(1)
-    return scaled * gap
+    spread: Floats = (scaled * gap).astype(np.float32)
+    return spread

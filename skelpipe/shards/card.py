@@ -145,12 +145,23 @@ def read_card(folder: Path) -> Card:
         raise UserError("the card is damaged", file=file, found=error, remedy=remedy) from error
     written = table.get("format") if isinstance(table, dict) else None
     if written != FORMAT:
-        raise UserError("the card is of another format", file=file, place="format",
-                        found=repr(written), expected=FORMAT, remedy=remedy)  # fmt: skip
+        raise UserError(
+            "the card is of another format",
+            file=file,
+            place="format",
+            found=repr(written),
+            expected=FORMAT,
+            remedy=remedy,
+        )
     if table.get("digest") != _signed(table)["digest"]:
-        raise UserError("the card is damaged: its digest does not fit", file=file,
-                        place="digest", found=table.get("digest"),
-                        expected=_signed(table)["digest"], remedy=remedy)  # fmt: skip
+        raise UserError(
+            "the card is damaged: its digest does not fit",
+            file=file,
+            place="digest",
+            found=table.get("digest"),
+            expected=_signed(table)["digest"],
+            remedy=remedy,
+        )
     try:
         return Card.model_validate_json(file.read_bytes())
     except ValidationError as error:

@@ -52,8 +52,9 @@ def read_index(folder: Path) -> pa.Table:
     file = Path(folder) / INDEX
     remedy = "prepare the set again: skelpipe prepare DATASET --split SPLIT --force"
     if not file.is_file():
-        raise UserError("this folder holds no prepared set: its index is missing",
-                        file=file, remedy=remedy)  # fmt: skip
+        raise UserError(
+            "this folder holds no prepared set: its index is missing", file=file, remedy=remedy
+        )
     try:
         table = pq.read_table(file, partitioning=None)
     except (pa.ArrowException, OSError) as error:

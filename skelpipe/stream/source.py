@@ -242,7 +242,7 @@ def npy_header(shape: tuple[int, ...]) -> bytes:
 
 
 def _int64(table: pa.Table, column: str) -> npt.NDArray[np.int64]:
-    return np.asarray(table[column].to_numpy(), dtype=np.int64)
+    return np.array(table[column].to_numpy(), dtype=np.int64)
 
 
 def _map(path: Path) -> mmap.mmap:

@@ -1,0 +1,171 @@
+"""`skelpipe prepare`: raw recordings -> shards."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+
+from .console import console, show_warning
+from .options import shards_root
+
+if TYPE_CHECKING:
+    from skelpipe.prepare.engine import Prepared
+    from skelpipe.prepare.engine import Progress as Reading
+    from skelpipe.shards.card import Card
+
+
+def prepare(
+    dataset: Annotated[str, typer.Argument(help="Data set: ntu60 or ntu120.")],
+    split: Annotated[
+        list[str] | None,
+        typer.Option(help="Split: xsub, xview or xset. Repeat it for several. Default: all."),
+    ] = None,
+    raw: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="Folder, zip or tar with the recordings. Repeat it for several. "
+            "Default: $SKELPIPE_RAW, else data/raw."
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="Root of the prepared sets. Default: $SKELPIPE_SHARDS, else data/shards."
+        ),
+    ] = None,
+    pipeline: Annotated[
+        str, typer.Option(help="How recordings are cleaned and normalised.")
+    ] = "ctrgcn",
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Processes. Default: one for every core.")
+    ] = None,
+    missing_list: Annotated[
+        Path | None,
+        typer.Option(
+            help="List of recordings to leave out. Default: the official one, "
+            "if it lies beside the raw data."
+        ),
+    ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Make the sets anew, in place of those that stand.")
+    ] = False,
+) -> None:
+    """Turn official archives into shards, ready to train from.
+
+    Archives are read in place and recognised by what is inside. Several splits are written from
+    one reading. An interrupted run continues; a second one finds nothing to do. The same
+    recordings give the same bytes with any number of workers.
+
+    Examples:
+
+        skelpipe prepare ntu60
+
+        skelpipe prepare ntu60 --split xsub --split xview --raw nturgbd_skeletons_s001_to_s017.zip
+
+        skelpipe prepare ntu120 --split xset --raw /data/ntu --out /fast/shards --workers 8
+    """
+    from skelpipe.prepare.engine import prepare as run
+
+    with _bar() as report:
+        result = run(
+            dataset,
+            split or (),
+            raw=raw or [Path(os.environ.get("SKELPIPE_RAW", "data/raw"))],
+            out=out or shards_root(),
+            pipeline=pipeline,
+            workers=workers,
+            missing_list=missing_list,
+            force=force,
+            progress=report,
+        )
+    for note in result.notes:
+        console.print(f"note: {note}", soft_wrap=True, markup=False)
+    for made in result.sets:
+        _show(made)
+    for warning in dict.fromkeys(text for made in result.sets for text in made.card.warnings):
+        show_warning(warning)
+
+
+@contextmanager
+def _bar() -> Iterator[Callable[[Reading], None]]:
+    """A bar of recordings with their rate and the time left; yields what takes the progress."""
+    bar = Progress(
+        TextColumn("preparing"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]}"),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(elapsed_when_finished=False),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    )
+    with bar:
+        task = bar.add_task("", total=None, rate="")
+
+        def report(now: Reading) -> None:
+            speed = bar.tasks[0].speed
+            rate = f"{speed:,.0f}/s" if speed else ""
+            bar.update(task, completed=now.recordings, total=now.of_recordings, rate=rate)
+
+        yield report
+
+
+def _show(made: Prepared) -> None:
+    state = "prepared" if made.fresh else "nothing to do, it is there already"
+    console.print(f"{made.folder}: {state}", soft_wrap=True, markup=False)
+    console.print(counts_table(made.card))
+    if made.card.counts.rejected:
+        console.print(rejections_table(made.card))
+        console.print(
+            f"  each of them: {made.folder / 'rejected.jsonl'}", soft_wrap=True, markup=False
+        )
+
+
+def counts_table(card: Card) -> Table:
+    """Samples, bodies and frames of each part, beside the published number of samples."""
+    counts = card.counts
+    table = Table(title=f"{card.title}, {card.split}, {card.pipeline.name}", title_justify="left")
+    table.add_column("part")
+    for column in ("samples", "published", "bodies", "frames", "rejected", "left out by list"):
+        table.add_column(column, justify="right")
+    for part, tally in (("train", counts.train), ("test", counts.test)):
+        published = f"{counts.published[part]:,}"
+        table.add_row(part, f"{tally.samples:,}", published, f"{tally.bodies:,}",
+                      f"{tally.frames:,}", "", "")  # fmt: skip
+    table.add_section()
+    table.add_row(
+        "both",
+        f"{counts.total.samples:,}",
+        f"{sum(counts.published.values()):,}",
+        f"{counts.total.bodies:,}",
+        f"{counts.total.frames:,}",
+        f"{sum(counts.rejected.values()):,}",
+        f"{counts.missing:,}" if card.missing_list.applied else "no list",
+    )
+    return table
+
+
+def rejections_table(card: Card) -> Table:
+    """Rejected recordings by reason."""
+    table = Table(title="rejected", title_justify="left")
+    table.add_column("reason")
+    table.add_column("recordings", justify="right")
+    for reason, count in sorted(card.counts.rejected.items(), key=lambda item: -item[1]):
+        table.add_row(reason, f"{count:,}")
+    return table
