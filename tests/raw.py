@@ -19,7 +19,7 @@ PERSON = 72057594037944338  # ids are of this size: beyond what a float64 can te
 
 def joints(rng: np.random.Generator, *, wide: bool = False) -> npt.NDArray[np.float64]:
     """A body's joints, taller than wide unless it is to pass for furniture."""
-    place = rng.uniform(-1, 1, 3) + (0, 0, 3)
+    place = rng.uniform((-1, -1, 2), (1, 1, 4))
     size = (1.5, 0.6, 0.3) if wide else (0.5, 1.7, 0.3)
     return np.round(place + rng.uniform(-0.5, 0.5, (25, 3)) * size, 6)
 

@@ -242,9 +242,7 @@ def _check_rejections(raw: Raw, plan: Plan, job: Job, tasks: dict[int, Task]) ->
         planned = plan.planned(name) + len(raw.refused)
         bearable = max(_FEW, planned // 100)
         if len(rows) > bearable:
-            kinds = ", ".join(
-                f"{count:,} {kind}" for kind, count in count_kinds(rows).most_common()
-            )
+            kinds = [f"{count:,} {kind}" for kind, count in count_kinds(rows).most_common()]
             examples = "".join(f"\n    {source}: {reason}" for _, source, reason in rows[:3])
             raise _TooManyError(
                 f"too many recordings cannot be used for {name}: "

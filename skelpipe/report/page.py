@@ -42,6 +42,8 @@ _FLOORS = (
     "<em>untrained encoder</em> is the same network with its initial weights: no learning."
 )
 
+_SHORT = {"knn": "k-NN", "linear": "linear"}
+
 _STYLE = """
 :root { color-scheme: light dark; --ink: #1d2329; --faint: #5b6570; --line: #d9dee3;
   --paper: #fff; --band: #f4f6f8; --accent: #00639c; --warn: #8a4b00; }
@@ -56,8 +58,9 @@ p, ul { margin: .5rem 0; } ul { padding-left: 1.2rem; }
 .about { border-left: 4px solid var(--accent); padding: .2rem 1rem; background: var(--band); }
 .warning { color: var(--warn); }
 .faint, figcaption, caption { color: var(--faint); font-size: .9rem; }
-.gains { display: flex; flex-wrap: wrap; gap: .8rem; list-style: none; padding: 0; }
-.gains li { flex: 1 1 14rem; background: var(--band); border-radius: 8px; padding: .7rem 1rem; }
+.gains { display: grid; grid-template-columns: repeat(auto-fit, minmax(13rem, 1fr)); gap: .8rem;
+  list-style: none; padding: 0; }
+.gains li { background: var(--band); border-radius: 8px; padding: .7rem 1rem; }
 .gains b { display: block; font-size: 1.5rem; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; width: 100%; }
@@ -99,8 +102,7 @@ def write_page(
     parts = [
         f"<h1>{escape(title)}</h1>",
         _about(about),
-        _warnings(run.data["warnings"]),
-        *_results(records),
+        *_results(run, records),
         *_pictures(run, records, metrics, data, device or torch.device("cpu")),
         "<h2>The run</h2>",
         _facts(run, metrics),
@@ -131,12 +133,16 @@ def _warnings(warnings: Iterable[str]) -> str:
     return "".join(f'<p class="warning">Warning: {escape(text)}</p>' for text in warnings)
 
 
-def _results(records: Sequence[Record]) -> list[str]:
+def _results(run: Run, records: Sequence[Record]) -> list[str]:
     if not records:
-        return ["<h2>Results</h2>", "<p>This run has not been evaluated.</p>"]
+        return [
+            "<h2>Results</h2>",
+            "<p>This run has not been evaluated.</p>",
+            _warnings(run.data["warnings"]),
+        ]
     groups = comparable(records)
     cards = [
-        f"<li>{escape(group[0]['protocol']['name'])}, {escape(gain.network)} over "
+        f"<li>{escape(_SHORT[group[0]['protocol']['name']])}, {escape(gain.network)} over "
         f"{escape(gain.floor)}<b>{gain.points:+.1f} points</b>"
         f"{gain.accuracy:.1f} % against {gain.floor_accuracy:.1f} %</li>"
         for group in groups

@@ -94,9 +94,12 @@ def gains(group: Sequence[Record]) -> list[Gain]:
 
 def settings_line(protocol: Record) -> str:
     """A protocol's settings as one line, such as "k 1, centre 0.95"."""
+    hidden = {"kind", "name", "title"}
+    if protocol.get("train_view") == "centre":
+        hidden.add("random")  # settings of a view that is not drawn
     parts = []
     for name, value in protocol.items():
-        if name in ("kind", "name", "title"):
+        if name in hidden:
             continue
         label = name.replace("_", " ")
         if isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""Pipeline "ctrgcn" against the published outputs, and against a plain-loop reading of its rules."""
+"""Pipeline "ctrgcn" against the published outputs and a plain-loop reading of its rules."""
 
 from __future__ import annotations
 
@@ -140,7 +140,7 @@ def recording(length: int, *tracks: dict[int, raw.Body]) -> list[list[raw.Body]]
 def test_first_spine_is_the_origin_and_translation_does_not_matter() -> None:
     rng = np.random.default_rng(5)
     frames = recording(20, person(rng, 1, range(20)), person(rng, 2, range(20)))
-    moved = [[(number, xyz + (1, 2, 3)) for number, xyz in bodies] for bodies in frames]
+    moved = [[(number, xyz + np.array([1, 2, 3])) for number, xyz in bodies] for bodies in frames]
     poses = ctrgcn(parse(raw.skeleton(frames)))
     assert poses.shape == (2, 20, 25, 3)
     assert (poses[0, 0, 1] == 0).all()

@@ -1,0 +1,152 @@
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from builders import TINY, write_set
+from safetensors.torch import load_file
+from typer.testing import CliRunner
+
+from skelpipe.errors import UserError
+
+
+def skelpipe(*words: str | Path) -> Any:
+    (script,) = entry_points(group="console_scripts", name="skelpipe")
+    app = sys.modules[script.load().__module__].app
+    return CliRunner().invoke(app, [str(word) for word in words])
+
+
+def refusal(*words: str | Path) -> str:
+    result = skelpipe(*words)
+    assert isinstance(result.exception, UserError), result.output
+    return str(result.exception)
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    write_set(tmp_path / "shards" / "toy" / "ctrgcn" / "half")
+    monkeypatch.setenv("SKELPIPE_SHARDS", str(tmp_path / "shards"))
+    monkeypatch.setenv("SKELPIPE_RUNS", str(tmp_path / "runs"))
+    lines = [f"{key} = {json.dumps(value)}" for key, value in TINY.items() if key in ("kind",)]
+    lines += ['name = "tiny"']
+    for section in ("views", "encoder", "head", "optim", "train"):
+        lines.append(f"[{section}]")
+        for key, value in TINY[section].items():
+            if key == "local":
+                tables = ", ".join(
+                    f"{{frames = {v['frames']}, ratio = {v['ratio']}}}" for v in value
+                )
+                value = f"[{tables}]"
+            lines.append(f"{key} = {value}")
+    (tmp_path / "tiny.toml").write_text("\n".join(lines), encoding="utf-8")
+    return tmp_path
+
+
+def test_pretrain_and_evaluate_without_further_arguments(place: Path) -> None:
+    trained = skelpipe("pretrain", "--recipe", place / "tiny.toml", "--seed", 3)
+    assert trained.exit_code == 0, trained.output
+    (run,) = (place / "runs").iterdir()
+    assert run.name.endswith("-tiny-toy-half")
+    assert json.loads((run / "data.json").read_text())["seed"] == 3
+
+    for words, stored in (
+        ((), "knn.json"),
+        (("--features", "class"), "knn.json"),
+        (("--random-init",), "knn-random-init.json"),
+        (("--raw-features",), "knn-raw.json"),
+        (("--val-subjects", "1,2"), "knn-val.json"),
+    ):
+        result = skelpipe("evaluate", "--protocol", "knn", *words)
+        assert result.exit_code == 0, result.output
+        record = json.loads((run / "results" / stored).read_text())
+        assert 0 <= record["results"][0]["accuracy"] <= 100
+        assert sum(map(sum, record["confusion"])) == record["samples"]["test"]
+    linear = skelpipe("evaluate", "--protocol", "linear", "--set", "epochs=2", "--set", "batch=4")
+    assert linear.exit_code == 0, linear.output
+    assert "peer convention" in linear.output
+    assert "our reading" in linear.output
+
+
+def test_held_out_subjects_are_not_trained_on(place: Path) -> None:
+    skelpipe("pretrain", "--recipe", place / "tiny.toml", "--val-subjects", "1")
+    (run,) = (place / "runs").iterdir()
+    state = json.loads((run / "checkpoints" / "4" / "state.json").read_text())
+    assert state["steps_per_epoch"] == 2  # 9 of 12 samples in batches of 4
+    assert json.loads((run / "data.json").read_text())["val_subjects"] == [1]
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (("pretrain", "--recipe", "slin"), "did you mean 'slim'?"),
+        (("pretrain", "--recipe", "slim-tiny", "--set", "optim.lrr=1"), "did you mean 'optim.lr'?"),
+        (("pretrain", "--recipe", "slim-tiny", "--set", "train.epochs=none"), "train.epochs"),
+        (("pretrain", "--recipe", "slim-tiny", "--set", "epochs"), "key=value"),
+        (("pretrain", "--recipe", "slim-tiny", "--device", "tpu"), "unknown device 'tpu'"),
+        (("pretrain", "--recipe", "slim-tiny", "--val-subjects", "77"), "subject 77"),
+        (("pretrain", "--recipe", "slim-tiny", "--data", "nowhere"), "skelpipe prepare"),
+        (("pretrain", "--recipe", "slim-tiny"), "a batch of 32 is larger"),
+        (("pretrain", "--resume"), "there is no run"),
+        (("pretrain", "--resume", "--seed", "1"), "keeps its recipe"),
+        (
+            ("pretrain", "--recipe", "slim", "--batch", "4", "--set", "train.epochs=10000000"),
+            "--yes",
+        ),
+        (("evaluate", "--protocol", "kmn"), "did you mean 'knn'?"),
+        (("evaluate", "--protocol", "knn"), "there is no run"),
+        (("evaluate", "--protocol", "knn", "--run", "nowhere"), "no run folder"),
+        (("evaluate", "--protocol", "knn", "--set", "kk=1"), "did you mean 'k'?"),
+    ],
+)
+def test_mistakes_are_named(place: Path, words: tuple[str, ...], named: str) -> None:
+    assert named in refusal(*words)
+    assert not (place / "runs").exists() or not list((place / "runs").glob("*/checkpoints"))
+
+
+def test_a_set_of_another_pipeline_is_refused_with_the_command(place: Path) -> None:
+    other = write_set(place / "other", pipeline="agcn")
+    message = refusal("pretrain", "--recipe", place / "tiny.toml", "--data", other)
+    assert "skelpipe prepare toy --split half --pipeline ctrgcn" in message
+
+
+def test_a_run_without_checkpoint_is_refused(place: Path) -> None:
+    skelpipe("pretrain", "--recipe", place / "tiny.toml", "--out", place / "run")
+    for marker in (place / "run" / "checkpoints").glob("*/complete"):
+        marker.unlink()
+    assert "no complete checkpoint" in refusal(
+        "evaluate", "--protocol", "knn", "--run", place / "run"
+    )
+
+
+@pytest.mark.slow
+def test_a_killed_and_resumed_run_equals_an_uninterrupted_one(place: Path) -> None:
+    command = [sys.executable, "-m", "skelpipe.cli", "pretrain"]
+    fresh = [*command, "--recipe", str(place / "tiny.toml"), "--set", "train.epochs=40"]
+    threads = {**os.environ, "OMP_NUM_THREADS": "1"}
+    subprocess.run([*fresh, "--out", str(place / "whole")], env=threads, check=True)
+    killed = subprocess.Popen([*fresh, "--out", str(place / "cut")], env=threads)
+    checkpoints = place / "cut" / "checkpoints"
+    while killed.poll() is None and not list(checkpoints.glob("*/complete")):
+        pass
+    killed.kill()
+    killed.wait()
+    subprocess.run([*command, "--resume", "--out", str(place / "cut")], env=threads, check=True)
+    for name in ("student", "teacher", "optimiser"):
+        whole = load_file(place / "whole" / "checkpoints" / "120" / f"{name}.safetensors")
+        cut = load_file(checkpoints / "120" / f"{name}.safetensors")
+        assert whole.keys() == cut.keys()
+        assert all(torch.equal(whole[key], cut[key]) for key in whole)
+
+    def losses(run: str) -> list[float]:
+        lines = (place / run / "metrics.jsonl").read_text().splitlines()
+        return [json.loads(line)["loss"] for line in lines]
+
+    assert losses("whole") == losses("cut")
+    assert len(losses("cut")) == 120

@@ -1,0 +1,121 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from builders import CPU, batch_of, mixed_samples, recording, write_set
+from torch import Tensor
+
+from skelpipe.models.vit import SkeletonViT
+from skelpipe.protocols.features import (
+    Kind,
+    RandomView,
+    extract,
+    mean_over_bodies,
+    raw_features,
+    token_features,
+    view,
+)
+from skelpipe.random import fold
+from skelpipe.stream.source import Mapped, Resident, select
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Resident:
+    folder = write_set(tmp_path_factory.mktemp("set") / "toy")
+    return Resident(folder, select(folder, "train"), CPU)
+
+
+def encoder() -> SkeletonViT:
+    torch.manual_seed(0)
+    return SkeletonViT(25, layers=1, dim=16, heads=2, mlp_ratio=2.0, patch_frames=4, registers=1,
+                       rope_base=100.0).eval()  # fmt: skip
+
+
+def features(source: Resident | Mapped, kind: Kind = "patch", chunk: int = 256) -> Tensor:
+    encode = token_features(encoder(), kind)
+    return extract(source, [encode], 8, centre=0.95, absent_body="skip", chunk=chunk)[0]
+
+
+def test_features_are_means_over_tokens_and_bodies(source: Resident) -> None:
+    found = features(source)
+    network = encoder()
+    for place in range(len(source)):
+        batch = source.take(torch.tensor([place]))
+        x, sample_B = view(batch, 8, centre=0.95, absent_body="skip")
+        assert len(sample_B) == int(batch.bodies_N[0])
+        with torch.no_grad():
+            of_body = [network(body[None]).patch_BSJD.mean((1, 2))[0] for body in x]
+        assert torch.allclose(found[place], torch.stack(of_body).mean(0), atol=1e-5)
+
+
+def test_both_joins_patch_and_class(source: Resident) -> None:
+    both = features(source, "both")
+    assert torch.allclose(both[:, :16], features(source, "patch"), atol=1e-6)
+    assert torch.allclose(both[:, 16:], features(source, "class"), atol=1e-6)
+
+
+@pytest.mark.parametrize("chunk", [1, 5, 12])
+def test_features_do_not_depend_on_the_batch(source: Resident, chunk: int) -> None:
+    assert torch.allclose(features(source, chunk=chunk), features(source), atol=1e-5)
+
+
+def test_resident_and_mapped_sets_have_the_same_features(tmp_path: Path) -> None:
+    folder = write_set(tmp_path / "toy")
+    table = select(folder, "test")
+    assert torch.equal(features(Mapped(folder, table, CPU)), features(Resident(folder, table, CPU)))
+
+
+def test_several_encoders_see_the_same_views(source: Resident) -> None:
+    settings = {"centre": 0.95, "absent_body": "skip", "random": RandomView(shortest=2)}
+    keys = fold(0, torch.arange(len(source)))
+    one, two = extract(source, [raw_features, raw_features], 8, key_N=keys, **settings)  # type: ignore[arg-type]
+    assert torch.equal(one, two)
+    (again,) = extract(source, [raw_features], 8, key_N=keys, chunk=5, **settings)  # type: ignore[arg-type]
+    assert torch.allclose(again, one, atol=1e-6)
+    (other,) = extract(source, [raw_features], 8, key_N=keys + 1, **settings)  # type: ignore[arg-type]
+    assert not torch.allclose(other, one, atol=1e-3)
+
+
+def test_mean_over_bodies_weighs_each_body_alike() -> None:
+    rows = torch.tensor([[2.0], [4.0], [9.0]])
+    assert mean_over_bodies(rows, torch.tensor([0, 0, 1]), 2).tolist() == [[3.0], [9.0]]
+
+
+def test_the_centre_view_takes_the_first_frame_of_each_bin() -> None:
+    poses = recording(0, 100)
+    x, _ = view(batch_of([poses]), 8, centre=0.95, absent_body="skip")
+    wanted = poses[0, [2 + place * 96 // 8 for place in range(8)]]
+    assert np.array_equal(x[0].numpy(), wanted)
+
+
+def test_a_random_view_of_a_short_clip_is_the_whole_of_it() -> None:
+    poses = recording(0, 40)
+    random = RandomView(ratio=(0.5, 1.0), shortest=64, rotation=0.0)
+    x, _ = view(batch_of([poses]), 64, centre=0.95, absent_body="skip", random=random)
+    assert np.allclose(x[0, 0], poses[0, 0], atol=1e-6)
+    assert np.allclose(x[0, -1], poses[0, -1], atol=1e-6)
+
+
+def test_a_random_view_turns_bodies_of_a_sample_alike() -> None:
+    poses = recording(0, 40)
+    pair = np.concatenate([poses, poses])
+    random = RandomView(ratio=(1.0, 1.0), shortest=2, rotation=0.3)
+    x, _ = view(batch_of([pair]), 40, centre=0.95, absent_body="skip", random=random)
+    assert torch.equal(x[0], x[1])
+    joints = torch.from_numpy(poses[0, 0])
+    assert torch.allclose(torch.cdist(x[0, 0], x[0, 0]), torch.cdist(joints, joints), atol=1e-4)
+    assert not torch.allclose(x[0, 0], joints, atol=1e-3)
+
+
+def test_absent_bodies_are_left_out_unless_asked_for() -> None:
+    batch = batch_of(mixed_samples())
+    counts = {}
+    for absent_body in ("skip", "zeros", "copy"):
+        x, sample_B = view(batch, 8, centre=0.95, absent_body=absent_body)  # type: ignore[arg-type]
+        counts[absent_body] = torch.bincount(sample_B).tolist()
+        assert len(x) == len(sample_B)
+    assert counts["skip"] == [1, 2, 2, 2, 1, 1]
+    assert counts["zeros"] == counts["copy"] == [2, 2, 2, 2, 2, 1]
