@@ -11,7 +11,9 @@ import typer
 import skelpipe
 from skelpipe.errors import UserError
 
+from .bench import bench
 from .console import console, errors, show_error
+from .demo import demo
 from .evaluate import evaluate
 from .info import info
 from .prepare import prepare
@@ -26,7 +28,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-for command in (synth, prepare, info, pretrain, evaluate):
+for command in (synth, prepare, info, pretrain, evaluate, demo, bench):
     app.command()(command)
 
 

@@ -17,10 +17,10 @@ Body = tuple[int, npt.NDArray[np.float64]]
 PERSON = 72057594037944338  # ids are of this size: beyond what a float64 can tell apart
 
 
-def joints(rng: np.random.Generator, *, wide: bool = False) -> npt.NDArray[np.float64]:
-    """A body's joints, taller than wide unless it is to pass for furniture."""
+def joints(rng: np.random.Generator, width: float = 0.3) -> npt.NDArray[np.float64]:
+    """A body's joints; ``width`` is about its share of the height: furniture has more than 0.8."""
     place = rng.uniform((-1, -1, 2), (1, 1, 4))
-    size = (1.5, 0.6, 0.3) if wide else (0.5, 1.7, 0.3)
+    size = (1.5 * width, 1.5, 0.3)
     return np.round(place + rng.uniform(-0.5, 0.5, (25, 3)) * size, 6)
 
 

@@ -21,7 +21,7 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from multiprocessing.sharedctypes import SynchronizedArray
 from pathlib import Path
@@ -166,6 +166,10 @@ def prepare(
     if todo:
         with _held(home):
             cards |= _make(material, home, todo, workers or _cores(), progress)
+            _sweep(home)
+    else:
+        with suppress(UserError), _held(home):  # another run may be at work on other splits
+            _sweep(home)
     return Preparation(
         tuple(Prepared(home / name, cards[name], fresh=name in todo) for name in names),
         material.notes,
@@ -197,8 +201,14 @@ def _make(
         raise
     for name in splits:
         put_in_place(work / name, home / name)
-    shutil.rmtree(work)
     return cards
+
+
+def _sweep(home: Path) -> None:
+    """Remove work folders that have no set in them, or no longer: their runs came to an end."""
+    for work in home.glob(".work-*"):
+        if not any(file.is_dir() and not file.name.startswith("old-") for file in work.iterdir()):
+            shutil.rmtree(work)
 
 
 def _run(

@@ -57,14 +57,13 @@ h2 { font-size: 1.2rem; margin: 2.2rem 0 .5rem; }
 p, ul { margin: .5rem 0; } ul { padding-left: 1.2rem; }
 .about { border-left: 4px solid var(--accent); padding: .2rem 1rem; background: var(--band); }
 .warning { color: var(--warn); }
-.faint, figcaption, caption { color: var(--faint); font-size: .9rem; }
+.faint, figcaption { color: var(--faint); font-size: .9rem; }
 .gains { display: grid; grid-template-columns: repeat(auto-fit, minmax(13rem, 1fr)); gap: .8rem;
   list-style: none; padding: 0; }
 .gains li { background: var(--band); border-radius: 8px; padding: .7rem 1rem; }
 .gains b { display: block; font-size: 1.5rem; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; width: 100%; }
-caption { text-align: left; padding: .3rem 0; }
 th, td { text-align: left; padding: .4rem .7rem; border-bottom: 1px solid var(--line);
   vertical-align: top; }
 .numbers th:nth-child(n+3), .numbers td:nth-child(n+3) { text-align: right;
@@ -161,8 +160,8 @@ def _table(table: Table) -> str:
     )
     return (
         f"<h3>{escape(table.title)}</h3>{_warnings(table.warnings)}"
-        f'<div class="scroll"><table class="numbers"><caption>{escape(table.subtitle)}. '
-        f"Protocol: {escape(table.numbers)}.</caption><thead><tr>{head}</tr></thead>"
+        f'<p class="faint">{escape(table.subtitle)}. Protocol: {escape(table.numbers)}.</p>'
+        f'<div class="scroll"><table class="numbers"><thead><tr>{head}</tr></thead>'
         f"<tbody>{rows}</tbody></table></div>"
     )
 

@@ -90,18 +90,26 @@ def plain_ctrgcn(frames: list[list[raw.Body]]) -> Array | None:
 
 
 def odd_recording(rng: np.random.Generator) -> list[list[raw.Body]]:
-    """Up to six ids that come, go, return and flicker; zeros, furniture and empty frames."""
-    frames: list[list[raw.Body]] = [[] for _ in range(int(rng.integers(1, 50)))]
-    for number in range(int(rng.integers(0, 7))):
-        start, stop = sorted(rng.integers(0, len(frames) + 1, 2))
+    """Up to eight ids that come, go, return and flicker; zeros, furniture and empty frames."""
+    frames: list[list[raw.Body]] = [[] for _ in range(int(rng.integers(1, 70)))]
+    furnished = rng.random() < 0.1  # nothing but tables and chairs
+    for number in range(int(rng.integers(0, 9))):
+        start = int(rng.integers(len(frames)))
+        stop = min(start + int(rng.choice([8, 16, 32, 70])), len(frames))
         seldom = rng.choice([0.0, 0.0, 0.2, 0.6])
-        wide = rng.choice([0.0, 0.0, 0.3, 0.65, 0.75, 1.0])
+        wide = 1.0 if furnished else rng.choice([0.0, 0.0, 0.3, 0.65, 0.75, 1.0])
         still = rng.random() < 0.1
         standing = raw.joints(rng)
         for frame in range(start, stop):
             if rng.random() < seldom:
                 continue
-            xyz = standing if still else raw.joints(rng, wide=rng.random() < wide)
+            xyz = (
+                standing
+                if still
+                else raw.joints(
+                    rng, rng.uniform(1.1 if furnished else 0.6, 1.2) if rng.random() < wide else 0.3
+                )
+            )
             frames[frame].append((raw.PERSON + number, xyz * (rng.random() > 0.02)))
     for bodies in frames:
         order = rng.permutation(len(bodies))

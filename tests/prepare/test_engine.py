@@ -264,6 +264,17 @@ def test_a_run_cut_off_between_two_sets_continues(
     assert raw.all_files(tmp_path / "out") == raw.all_files(tmp_path / "whole")
 
 
+def test_a_run_killed_while_it_cleared_up_leaves_nothing_for_long(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(engine, "_sweep", lambda home: None)
+        run(place, tmp_path / "out", "xsub")
+    assert list((tmp_path / "out").glob("*/*/.work-*"))
+    assert not run(place, tmp_path / "out", "xsub").sets[0].fresh
+    assert not list((tmp_path / "out").glob("*/*/.work-*"))
+
+
 def test_a_full_disk_names_the_bytes_needed_and_continues(
     place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -362,10 +373,12 @@ def test_killed_processes(tmp_path: Path, victim: str) -> None:
     assert raw.all_files(tmp_path / "out") == raw.all_files(tmp_path / "whole")
 
 
-def test_prepares_real_recordings(real_data: Path, tmp_path: Path) -> None:
+def test_prepares_real_recordings(
+    real_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plan, "SHARD_BYTES", 64 << 20)
     place = real_data / "ui_prmd_as_ntu.zip"
-    result = run(place, tmp_path / "out", "xsub", "xview", workers=2)
-    for made in result.sets:
+    for made in run(place, tmp_path / "out", "xsub", "xview", workers=2).sets:
         assert (made.card.counts.train.samples, made.card.counts.test.samples) == (1200, 800)
         assert not made.card.counts.rejected
         assert "2,000 of 56,578" in made.card.warnings[0]

@@ -1,0 +1,168 @@
+from __future__ import annotations
+
+import ast
+import sys
+from collections.abc import Iterator
+from functools import cache
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+import skelpipe
+
+ROOT = Path(skelpipe.__file__).parent.parent
+FOLDERS = {"skelpipe": ROOT / "skelpipe", "skelpipe.cli": ROOT / "cli"}
+
+# What every unit but these themselves may use.
+COMMON = {"errors", "skeleton", "manifest", "config", "random"}
+# Unit (a folder or a module of the package) -> units it may import beside the common ones.
+ALLOWED: dict[str, set[str]] = {
+    "shards": set(),
+    "prepare": {"shards"},
+    "stream": {"shards"},
+    "views": {"stream"},
+    "models": set(),
+    "optim": set(),
+    "methods": {"models", "views", "stream", "optim"},
+    "checkpoint": set(),
+    "estimate": set(),
+    "train": {"methods", "stream", "shards", "optim", "checkpoint"},
+    "protocols": {"train", "methods", "models", "views", "stream", "shards", "optim", "checkpoint"},
+    "report": {"protocols", "train", "methods", "stream", "shards", "checkpoint"},
+    "bench": {"prepare", "methods", "stream"},
+    "cli": {"report", "protocols", "train", "prepare", "bench", "estimate", "stream", "shards",
+            "checkpoint"},
+    # The common ones among themselves.
+    "errors": set(),
+    "skeleton": set(),
+    "random": set(),
+    "manifest": {"errors", "skeleton"},
+    "config": {"errors", "manifest"},
+}  # fmt: skip
+
+
+def module_files() -> dict[str, Path]:
+    """Dotted name -> file, of every module of the package."""
+    found = {}
+    for package, folder in FOLDERS.items():
+        for path in folder.rglob("*.py"):
+            parts = path.relative_to(folder).with_suffix("").parts
+            parts = parts[:-1] if parts[-1] == "__init__" else parts
+            found[".".join((package, *parts))] = path
+    return found
+
+
+FILES = module_files()
+
+
+@cache
+def imports(module: str) -> frozenset[str]:
+    """Full names of all that a module imports, wherever in the file: modules, or names in them."""
+    return frozenset(_imports(module))
+
+
+def _imports(module: str) -> Iterator[str]:
+    path = FILES[module]
+    package = module if path.name == "__init__.py" else module.rpartition(".")[0]
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                above = package.split(".")[: len(package.split(".")) - node.level + 1]
+                base = ".".join([*above, base] if base else above)
+            yield from (f"{base}.{alias.name}" for alias in node.names)
+
+
+def modules_imported(module: str) -> set[str]:
+    """Modules of the package that a module imports."""
+    found = set()
+    for name in imports(module):
+        while name and name not in FILES:
+            name = name.rpartition(".")[0]
+        if name and name != "skelpipe":
+            found.add(name)
+    return found
+
+
+def unit(module: str) -> str:
+    return module.split(".")[1] if "." in module else ""
+
+
+def libraries(module: str) -> set[str]:
+    return {name.split(".")[0] for name in imports(module)} - {"skelpipe"} - sys.stdlib_module_names
+
+
+MODULES = sorted(name for name in FILES if unit(name))
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_imports_go_the_allowed_ways(module: str) -> None:
+    own = unit(module)
+    common = set() if own in COMMON else COMMON
+    used = {unit(name) for name in modules_imported(module)} - {own}
+    assert own in ALLOWED, "a new unit: say in the table what it may import"
+    assert used <= ALLOWED[own] | common
+
+
+def test_the_table_has_no_circle_and_no_stale_row() -> None:
+    graph = {
+        name: allowed | (COMMON if name not in COMMON else set())
+        for name, allowed in ALLOWED.items()
+    }
+    assert len(list(TopologicalSorter(graph).static_order())) == len(ALLOWED)
+    assert set(ALLOWED) == {unit(module) for module in MODULES}
+
+
+def test_the_commands_are_used_by_nothing() -> None:
+    users = {
+        module for module in FILES if any(unit(name) == "cli" for name in modules_imported(module))
+    }
+    assert {unit(module) for module in users} <= {"cli"}
+
+
+def test_preparation_never_reaches_torch() -> None:
+    reached = {module for module in MODULES if unit(module) in ("prepare", "shards")}
+    todo = list(reached)
+    while todo:
+        for name in modules_imported(todo.pop()) - reached:
+            reached.add(name)
+            todo.append(name)
+    assert {module for module in reached if "torch" in libraries(module)} == set()
+
+
+@pytest.mark.parametrize("library", ["typer", "rich", "click"])
+def test_the_screen_belongs_to_the_commands(library: str) -> None:
+    assert {unit(module) for module in MODULES if library in libraries(module)} <= {"cli"}
+
+
+def test_models_know_no_data_set() -> None:
+    for module in MODULES:
+        if unit(module) == "models":
+            used = {unit(name) for name in modules_imported(module)}
+            assert used <= {"models", "errors", "skeleton", "config", "random"}
+
+
+def test_views_and_methods_take_only_the_batch_from_the_stream() -> None:
+    for module in MODULES:
+        if unit(module) in ("views", "methods"):
+            taken = {name for name in imports(module) if name.startswith("skelpipe.stream")}
+            assert taken <= {"skelpipe.stream.source.Batch"}
+
+
+@pytest.mark.parametrize("library", ["pickle", "dill", "joblib", "cloudpickle"])
+def test_nothing_unpickles(library: str) -> None:
+    for module, path in FILES.items():
+        assert library not in {name.split(".")[0] for name in imports(module)}
+        assert "torch.load(" not in path.read_text(encoding="utf-8")
+        assert "allow_pickle=True" not in path.read_text(encoding="utf-8")
+
+
+def test_no_library_generator_draws_what_must_be_keyed() -> None:
+    for module in MODULES:
+        if unit(module) in ("views", "stream", "methods"):
+            text = FILES[module].read_text(encoding="utf-8")
+            for word in ("torch.rand", "torch.bernoulli", "multinomial", "np.random", "Generator"):
+                assert word not in text, (module, word)
