@@ -40,7 +40,8 @@ def pretrain(
         list[str] | None, typer.Option("--set", help="Change a setting: optim.lr=1e-3. Repeatable.")
     ] = None,
     seed: Annotated[
-        int | None, typer.Option(help="Of weights, order and views. [default: 0]")
+        int | None,
+        typer.Option(min=0, max=2**63 - 1, help="Of weights, order and views. [default: 0]"),
     ] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Continue the run in --out, or the newest unfinished.")
@@ -149,10 +150,10 @@ def _check_cost(
 
     from skelpipe.estimate import estimate, memory_of
     from skelpipe.manifest import load_topology
+    from skelpipe.shards.card import read_fitting_card
     from skelpipe.stream.source import select
-    from skelpipe.train import check_fits
 
-    card = check_fits(data, recipe)
+    card = read_fitting_card(data, recipe.pipeline)
     table = select(data, "train", without=val_subjects)
     expected = estimate(
         recipe,

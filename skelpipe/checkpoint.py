@@ -26,6 +26,8 @@ from skelpipe.config import Recipe
 from skelpipe.errors import UserError
 
 _MARKER = "complete"
+_MOMENTS = ("step", "exp_avg", "exp_avg_sq")
+"""What AdamW keeps of each parameter."""
 
 
 @dataclass(frozen=True)
@@ -178,14 +180,21 @@ def load_checkpoint(
     """Restore everything in place; returns the state."""
     load_network(checkpoint, "student", student)
     load_network(checkpoint, "teacher", teacher)
-    tensors = _read_tensors(checkpoint / "optimiser.safetensors")
+    path = checkpoint / "optimiser.safetensors"
+    expected = {
+        f"{kind}.{name}": parameter.shape if kind != "step" else torch.Size()
+        for name, parameter in student.named_parameters()
+        for kind in _MOMENTS
+    }
+    tensors = _read_fitting(path, expected)
     names = {id(parameter): name for name, parameter in student.named_parameters()}
     for group in optimiser.param_groups:
         for parameter in group["params"]:
-            name = names[id(parameter)]
             optimiser.state[parameter] = {
-                kind: tensors[f"{kind}.{name}"].to("cpu" if kind == "step" else parameter.device)
-                for kind in ("step", "exp_avg", "exp_avg_sq")
+                kind: tensors[f"{kind}.{names[id(parameter)]}"].to(
+                    "cpu" if kind == "step" else parameter.device
+                )
+                for kind in _MOMENTS
             }
     return read_json(checkpoint / "state.json")
 
@@ -196,11 +205,16 @@ def load_network(checkpoint: Path, name: str, network: nn.Module) -> None:
     Raises:
         UserError: The file is damaged or of another shape; the first tensor that differs is named.
     """
-    path = checkpoint / f"{name}.safetensors"
-    tensors, expected = _read_tensors(path), network.state_dict()
+    expected = {key: tensor.shape for key, tensor in network.state_dict().items()}
+    network.load_state_dict(_read_fitting(checkpoint / f"{name}.safetensors", expected))
+
+
+def _read_fitting(path: Path, expected: Mapping[str, torch.Size]) -> dict[str, Tensor]:
+    """The tensors of a file, which must have exactly these names and shapes."""
+    tensors = _read_tensors(path)
     for key in sorted(tensors.keys() | expected.keys()):
         found = tuple(tensors[key].shape) if key in tensors else "nothing"
-        wanted = tuple(expected[key].shape) if key in expected else "nothing"
+        wanted = tuple(expected[key]) if key in expected else "nothing"
         if found != wanted:
             raise UserError(
                 "the checkpoint does not fit the run's recipe",
@@ -209,7 +223,7 @@ def load_network(checkpoint: Path, name: str, network: nn.Module) -> None:
                 found=found,
                 expected=wanted,
             )
-    network.load_state_dict(tensors)
+    return tensors
 
 
 def _read_tensors(path: Path) -> dict[str, Tensor]:

@@ -5,14 +5,24 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from skelpipe.errors import UserError, nearest
 from skelpipe.manifest import manifest_names, read_manifest
 
-Share = tuple[float, float]
+
+def _ordered(pair: tuple[float, float]) -> tuple[float, float]:
+    if not 0 < pair[0] <= pair[1]:
+        raise ValueError("a range is two positive numbers, the smaller one first")
+    return pair
+
+
+Range = Annotated[tuple[float, float], AfterValidator(_ordered)]
+"""Smallest and largest value of a draw."""
+FromTo = tuple[float, float]
+"""First and last value of a schedule."""
 
 
 class Settings(BaseModel):
@@ -25,14 +35,14 @@ class LocalView(Settings):
     """A size of local view: its frames, and its share of the anchor's interval (S15)."""
 
     frames: int = Field(ge=2)
-    ratio: Share
+    ratio: Range
 
 
 class Views(Settings):
     """Hierarchical temporal sampling (SLiM, Appendix 0.B)."""
 
     frames: int = Field(64, ge=2, description="frames of a global view")
-    ratio: Share = (0.5, 1.0)
+    ratio: Range = (0.5, 1.0)
     local: tuple[LocalView, ...] = (
         LocalView(frames=32, ratio=(0.35, 0.7)),
         LocalView(frames=16, ratio=(0.15, 0.4)),
@@ -50,14 +60,14 @@ class Augment(Settings):
     probability: float = Field(0.5, ge=0, le=1)
     vertical: float = Field(180.0, description="degrees about the vertical")
     tilt: float = Field(30.0, description="degrees about the other axes")
-    scale: Share = (0.85, 1.15)
+    scale: Range = (0.85, 1.15)
     symmetric: bool = Field(False, description="one scale for a left part and its right one (S22)")
 
 
 class Mask(Settings):
     """Semantic tube masking (SLiM, Algorithm 1)."""
 
-    ratio: Share = (0.5, 0.9)
+    ratio: Range = (0.5, 0.9)
     min_area: int = Field(8, ge=1)
     max_area: float = Field(0.5, gt=0, le=1, description="share of a view's tokens")
     local_probability: float = Field(0.5, ge=0, le=1, description="that a local view is masked")
@@ -92,7 +102,7 @@ class Loss(Settings):
     mask_weight: float = Field(1.0, ge=0, description="of masked feature modelling")
     koleo_weight: float = Field(0.1, ge=0)
     student_temperature: float = Field(0.1, gt=0)
-    teacher_temperature: Share = (0.04, 0.07)
+    teacher_temperature: FromTo = (0.04, 0.07)
     teacher_warmup: float = Field(30 / 150, ge=0, le=1, description="share of the run")
     sinkhorn_iterations: int = Field(3, ge=1)
     clean_pass: bool = Field(False, description="unmasked student pass for the class token (S9)")
@@ -105,11 +115,11 @@ class Optim(Settings):
     min_lr: float = Field(1e-6, ge=0)
     lr_scaling: Literal["none", "sqrt"] = Field("none", description="sqrt: lr * sqrt(batch / 1024)")
     warmup: float = Field(20 / 150, ge=0, le=1, description="share of the run")
-    weight_decay: Share = (0.04, 0.2)
+    weight_decay: FromTo = (0.04, 0.2)
     betas: tuple[float, float] = (0.9, 0.999)
     clip: float = Field(3.0, gt=0, description="gradient norm of each sub-network")
     freeze_prototypes: float = Field(1.0, ge=0, description="epochs")
-    momentum: Share = Field((0.994, 1.0), description="teacher's, cosine (S24)")
+    momentum: FromTo = Field((0.994, 1.0), description="teacher's, cosine (S24)")
 
 
 class Train(Settings):
@@ -232,6 +242,8 @@ def build(model: type[SettingsT], table: dict[str, Any], *, what: str) -> Settin
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
         if first["type"] == "extra_forbidden":
+            if isinstance(first["input"], dict) and first["input"]:
+                key += f".{next(iter(first['input']))}"
             raise UserError(
                 f"{what} has no setting '{key}'", remedy=nearest(key, setting_names(model))
             ) from error

@@ -27,10 +27,9 @@ from skelpipe.checkpoint import (
 )
 from skelpipe.config import Recipe
 from skelpipe.errors import UserError
-from skelpipe.manifest import load_topology
-from skelpipe.methods.slim import SLiM
+from skelpipe.methods import build_method
 from skelpipe.optim import build_optimiser, set_rates
-from skelpipe.shards.card import Card, read_card
+from skelpipe.shards.card import Card, read_fitting_card
 from skelpipe.stream.loader import Loader
 from skelpipe.stream.source import open_source, select
 
@@ -49,7 +48,7 @@ def start_run(
     Raises:
         UserError: The folder holds a run already, or the set was prepared by another pipeline.
     """
-    card = check_fits(data, recipe)
+    card = read_fitting_card(data, recipe.pipeline)
     if (folder / "recipe.json").exists():
         raise UserError(
             "a run stands here already",
@@ -71,20 +70,6 @@ def start_run(
     write_json(folder / "data.json", record)
     write_json(folder / "recipe.json", recipe.model_dump())
     return Run(folder, recipe, record)
-
-
-def check_fits(data: Path, recipe: Recipe) -> Card:
-    """The card of a prepared set whose pipeline is the recipe's."""
-    card = read_card(data)
-    if card.pipeline.name != recipe.pipeline:
-        raise UserError(
-            f"recipe '{recipe.name}' needs pipeline '{recipe.pipeline}'",
-            file=data,
-            found=f"a set prepared with '{card.pipeline.name}'",
-            remedy=f"skelpipe prepare {card.dataset} --split {card.split} "
-            f"--pipeline {recipe.pipeline}",
-        )
-    return card
 
 
 def train(
@@ -114,7 +99,7 @@ def train(
         RunInterrupted: A signal asked to stop.
     """
     recipe, folder = run.recipe, run.folder
-    card = check_fits(data, recipe)
+    card = read_fitting_card(data, recipe.pipeline)
     if card.data_digest != run.data["data_digest"]:
         raise UserError(
             "the run was started on other data",
@@ -177,7 +162,8 @@ def train(
             log(record)
             report(record)
 
-            last = step in (total, stop_after) or asked()
+            stop = asked()
+            last = step in (total, stop_after) or stop
             if last or step % (recipe.train.checkpoint_every * loader.steps) == 0:
                 place = {"step": step, "epoch": loader.epoch, "epoch_step": loader.step}
                 saved_at = save_checkpoint(
@@ -190,19 +176,12 @@ def train(
                     recipe.train.keep,
                 )
                 stopped = step
-            if asked():
+            if stop:
                 raise RunInterrupted
             if step == stop_after:
                 break
     assert stopped == step
     return saved_at
-
-
-def build_method(recipe: Recipe, topology: str, seed: int) -> SLiM:
-    """The method with its initial weights, which depend on the seed alone."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return SLiM(recipe, load_topology(topology))
 
 
 def clip_gradients(student: nn.Module, limit: float) -> Record:

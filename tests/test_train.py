@@ -190,7 +190,7 @@ def test_a_second_run_in_one_folder_is_refused(data: Path, tmp_path: Path) -> No
 
 def test_another_pipeline_is_refused(tmp_path: Path) -> None:
     data = write_set(tmp_path / "toy", pipeline="agcn")
-    with pytest.raises(UserError, match="needs pipeline 'ctrgcn'"):
+    with pytest.raises(UserError, match="prepared with pipeline 'ctrgcn'"):
         fresh(tmp_path, data)
 
 

@@ -15,7 +15,7 @@ from skelpipe.errors import UserError
 
 
 class Tokens(NamedTuple):
-    """The encoder's output: class token (B, D) and patch tokens (B, S, J, D), after the last norm."""
+    """What the encoder gives, after its last norm: (B, D) and (B, S, J, D)."""
 
     class_BD: Tensor
     patch_BSJD: Tensor

@@ -15,6 +15,7 @@ from skelpipe.checkpoint import Run, load_network, write_json
 from skelpipe.config import Recipe, Settings, apply_changes, build
 from skelpipe.errors import UserError
 from skelpipe.manifest import read_manifest
+from skelpipe.methods import build_method
 from skelpipe.methods.slim import SLiM
 from skelpipe.protocols import knn, linear
 from skelpipe.protocols.features import (
@@ -27,9 +28,8 @@ from skelpipe.protocols.features import (
     token_features,
 )
 from skelpipe.random import fold
-from skelpipe.shards.card import Card
+from skelpipe.shards.card import Card, read_fitting_card
 from skelpipe.stream.source import Source, open_source, select
-from skelpipe.train import build_method, check_fits
 
 Subject = Literal["run", "random-init", "raw"]
 ProtocolName = Literal["knn", "linear"]
@@ -101,7 +101,7 @@ def evaluate(
     Returns:
         The record that is written as JSON: protocol, data, and for each network its accuracy.
     """
-    card = check_fits(data, recipe)
+    card = read_fitting_card(data, recipe.pipeline)
     train_table = select(data, "train", without=val_subjects)
     if val_subjects:
         test_table = select(data, "train", subjects=val_subjects)
@@ -258,7 +258,7 @@ def _check_finite(features: list[Tensor], source: Source) -> None:
             raise UserError(
                 f"{len(wrong)} samples have features that are not finite",
                 found=", ".join(keys),
-                remedy="the run diverged: evaluate an earlier one",
+                remedy="the run diverged, or these samples hold no body in the view",
             )
 
 

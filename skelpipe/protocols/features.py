@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from skelpipe.config import Settings, Share
+from skelpipe.config import Range, Settings
 from skelpipe.models.vit import SkeletonViT, Tokens
 from skelpipe.random import uniform
 from skelpipe.stream.source import Batch, Source
@@ -36,7 +36,7 @@ class RandomView(Settings):
     ``shortest`` is MAMP's clamp of the crop to 64 frames; ``rotation`` is in radians.
     """
 
-    ratio: Share = (0.5, 1.0)
+    ratio: Range = (0.5, 1.0)
     shortest: int = 64
     rotation: float = 0.3
 

@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 
 from skelpipe.checkpoint import Run, complete_checkpoints, read_json
 from skelpipe.manifest import load_topology
+from skelpipe.methods import build_method
 from skelpipe.methods.slim import chance_loss
 from skelpipe.protocols.evaluate import load_protocol, load_student
 from skelpipe.protocols.features import extract, token_features
@@ -34,7 +35,7 @@ from skelpipe.report.tables import (
 )
 from skelpipe.shards.card import read_card
 from skelpipe.stream.source import open_source, select
-from skelpipe.train import build_method, read_metrics
+from skelpipe.train import read_metrics
 
 _FLOORS = (
     "Floors tell a gain from what comes for free. The <em>raw skeleton</em> is the plain "

@@ -175,6 +175,23 @@ def read_card(folder: Path) -> Card:
         ) from error
 
 
+def read_fitting_card(folder: Path, pipeline: str) -> Card:
+    """The card of a set that a named pipeline has prepared.
+
+    Raises:
+        UserError: As `read_card`; or another pipeline prepared the set.
+    """
+    card = read_card(folder)
+    if card.pipeline.name != pipeline:
+        raise UserError(
+            f"the recipe needs a set prepared with pipeline '{pipeline}'",
+            file=folder,
+            found=f"one prepared with '{card.pipeline.name}'",
+            remedy=f"skelpipe prepare {card.dataset} --split {card.split} --pipeline {pipeline}",
+        )
+    return card
+
+
 def find_sets(root: Path) -> list[Path]:
     """Folders of all prepared sets under a shards root, the newest first."""
     cards = Path(root).glob("*/*/*/" + CARD)
