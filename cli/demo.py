@@ -88,6 +88,7 @@ def demo(
     write_page(run, page, title="skelpipe demo", about=about, data=data, device=device)
     for table in result_tables(read_results(run.folder)):
         _show(table)
+    console.print(f"our reading: {'; '.join(recipe.readings())}", soft_wrap=True, markup=False)
     console.print("generated recordings: no number here says anything about NTU RGB+D")
     taken = (time.monotonic() - began) / 60
     console.print(f"{taken:.1f} minutes in all. Look at: {page}", soft_wrap=True, markup=False)
@@ -168,7 +169,8 @@ def _affordable_epochs(
     console.print(
         f"this machine trains {rate:.0f} samples/s: {chosen} epochs take about "
         f"{chosen * len(select(data, 'train')) / rate / 60:.1f} minutes "
-        f"(--epochs {chosen} repeats this choice)"
+        f"(--epochs {chosen} repeats this choice)",
+        soft_wrap=True,
     )
     return chosen
 
@@ -222,11 +224,10 @@ def _show(table: Table) -> None:
 
     shown = Shown(title=f"{table.title}\n{table.subtitle}", title_justify="left")
     for number, column in enumerate(table.columns):
-        shown.add_column(column, justify="left" if number < 2 else "right")
+        shown.add_column(column, justify="left" if number < 2 else "right", overflow="fold")
     for row in table.rows:
         shown.add_row(*row)
     console.print(shown)
     console.print(f"protocol: {table.numbers}", soft_wrap=True, markup=False)
     for warning in table.warnings:
         show_warning(warning)
-    console.print(f"our reading: {'; '.join(table.readings)}", soft_wrap=True, markup=False)

@@ -93,6 +93,7 @@ class Head(Settings):
     hidden: int = Field(2048, ge=1)
     bottleneck: int = Field(256, ge=1)
     prototypes: int = Field(65536, ge=2)
+    init_std: float = Field(0.02, gt=0, description="DINOv2's; narrow heads need more (S25)")
 
 
 class Loss(Settings):

@@ -16,9 +16,10 @@ class PrototypeHead(nn.Module):
     Args:
         dim: D, the encoder's features.
         hidden, bottleneck, prototypes: The paper has 2048, 256 and 65,536.
+        init_std: Of the initial weights; DINOv2 has 0.02, about 1 / sqrt(2048).
     """
 
-    def __init__(self, dim: int, *, hidden: int, bottleneck: int, prototypes: int) -> None:
+    def __init__(self, dim: int, *, hidden: int, bottleneck: int, prototypes: int, init_std: float) -> None:
         super().__init__()
         self.mlp = nn.Sequential(
             nn.Linear(dim, hidden),
@@ -29,10 +30,10 @@ class PrototypeHead(nn.Module):
         )
         for layer in self.mlp:
             if isinstance(layer, nn.Linear):
-                nn.init.trunc_normal_(layer.weight, std=0.02)
+                nn.init.trunc_normal_(layer.weight, std=init_std)
                 nn.init.zeros_(layer.bias)
         self.prototypes = nn.Parameter(torch.empty(prototypes, bottleneck))
-        nn.init.trunc_normal_(self.prototypes, std=0.02)
+        nn.init.trunc_normal_(self.prototypes, std=init_std)
 
     def forward(self, x_ND: Tensor) -> Tensor:
         """Bottleneck vectors of unit length, shape (N, bottleneck), float32."""

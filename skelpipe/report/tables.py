@@ -14,9 +14,9 @@ Record = dict[str, Any]
 
 _FLOORS = ("random-init", "raw")
 _FEATURES = {
-    "patch": "mean of patch tokens",
+    "patch": "patch mean",
     "class": "class token",
-    "both": "patch mean and class token",
+    "both": "patch mean + class token",
 }
 
 
@@ -115,11 +115,11 @@ def _table(group: Sequence[Record]) -> Table:
     floors = [record["results"][0] for record in group if record["subject"] in _FLOORS]
     trained = any(record["subject"] == "run" for record in group)
     with_best = any("best_epoch_peer_convention" in row for r in group for row in r["results"])
-    columns = ["network", "features", "accuracy, last epoch" if with_best else "accuracy"]
+    columns = ["network", "features", "last epoch, %" if with_best else "accuracy, %"]
     if trained:
-        columns += [f"over {floor['network']}" for floor in floors]
+        columns += [f"over {floor['network']}, points" for floor in floors]
     if with_best:
-        columns.append("best epoch (peer convention)")
+        columns.append("best epoch, % (peer convention)")
 
     rows = []
     for record in group:
@@ -128,16 +128,16 @@ def _table(group: Sequence[Record]) -> Table:
             cells = [
                 result["network"] + (" (floor)" if floor_row else ""),
                 _FEATURES.get(record["features"], record["features"]),
-                f"{result['accuracy']:.1f} %",
+                f"{result['accuracy']:.1f}",
             ]
             if trained:
                 cells += [
-                    "" if floor_row else f"{result['accuracy'] - floor['accuracy']:+.1f} points"
+                    "" if floor_row else f"{result['accuracy'] - floor['accuracy']:+.1f}"
                     for floor in floors
                 ]
             if with_best:
                 best = result.get("best_epoch_peer_convention")
-                cells.append(f"{best['accuracy']:.1f} % (epoch {best['epoch']})" if best else "")
+                cells.append(f"{best['accuracy']:.1f} (epoch {best['epoch']})" if best else "")
             rows.append(tuple(cells))
     samples = first["samples"]
     return Table(

@@ -57,9 +57,9 @@ def test_gains_are_the_students_points_over_each_floor() -> None:
 def test_a_table_holds_the_run_then_the_floors_and_what_limits_it() -> None:
     (table,) = result_tables([record("raw", 62.0), record()])
     assert [row[0] for row in table.rows] == ["student", "raw skeleton (floor)"]
-    assert table.columns == ("network", "features", "accuracy", "over raw skeleton")
-    assert table.rows[0][2:] == ("70.0 %", "+8.0 points")
-    assert table.rows[1][2:] == ("62.0 %", "")
+    assert table.columns == ("network", "features", "accuracy, %", "over raw skeleton, points")
+    assert table.rows[0][2:] == ("70.0", "+8.0")
+    assert table.rows[1][2:] == ("62.0", "")
     assert table.numbers == "k 1"
     assert table.warnings == ("official list not applied",)
     assert table.readings == ("S6 contiguous = tree",)
@@ -70,9 +70,9 @@ def test_the_best_epoch_is_never_what_a_gain_is_taken_from() -> None:
     row = {"network": "student", "accuracy": 70.0, "best_epoch_peer_convention": best}
     trained = record(results=[row])
     (table,) = result_tables([trained, record("raw", 62.0)])
-    assert table.columns[2] == "accuracy, last epoch"
-    assert table.columns[-1] == "best epoch (peer convention)"
-    assert table.rows[0][2:] == ("70.0 %", "+8.0 points", "99.0 % (epoch 3)")
+    assert table.columns[2] == "last epoch, %"
+    assert table.columns[-1] == "best epoch, % (peer convention)"
+    assert table.rows[0][2:] == ("70.0", "+8.0", "99.0 (epoch 3)")
     assert gains([trained, record("raw", 62.0)])[0].points == 8.0
 
 
