@@ -9,7 +9,7 @@ from skelpipe.models.heads import PrototypeHead
 
 def head() -> PrototypeHead:
     torch.manual_seed(0)
-    return PrototypeHead(16, hidden=24, bottleneck=8, prototypes=12)
+    return PrototypeHead(16, hidden=24, bottleneck=8, prototypes=12, init_std=0.02)
 
 
 def test_bottleneck_and_prototypes_have_unit_length() -> None:
