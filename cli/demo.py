@@ -14,13 +14,13 @@ from skelpipe.errors import UserError
 
 from .console import console, show_warning
 from .options import choose_device
+from .tables import show_table
 
 if TYPE_CHECKING:
     import torch
 
     from skelpipe.checkpoint import Run
     from skelpipe.config import Recipe
-    from skelpipe.report.tables import Table
 
 _RECIPE = "slim-tiny"
 _ARCHIVE = "generated.zip"
@@ -87,7 +87,7 @@ def demo(
     )
     write_page(run, page, title="skelpipe demo", about=about, data=data, device=device)
     for table in result_tables(read_results(run.folder)):
-        _show(table)
+        show_table(table)
     console.print(f"our reading: {'; '.join(recipe.readings())}", soft_wrap=True, markup=False)
     console.print("generated recordings: no number here says anything about NTU RGB+D")
     taken = (time.monotonic() - began) / 60
@@ -198,12 +198,19 @@ def _train(run: Run, data: Path, device: torch.device) -> None:
 def _evaluate(run: Run, data: Path, seed: int, device: torch.device) -> None:
     """k-NN and linear accuracy of the run and of both floors, stored in the run."""
     from skelpipe.protocols.evaluate import Subject, evaluate, load_protocol, write_result
+    from skelpipe.protocols.features import Kind
 
     from .progress import counting_progress
 
-    subjects: tuple[Subject, ...] = ("run", "random-init", "raw")
+    rows: tuple[tuple[Subject, Kind], ...] = (
+        ("run", "patch"),
+        ("run", "class"),
+        ("random-init", "patch"),
+        ("random-init", "class"),
+        ("raw", "patch"),
+    )
     for protocol in (load_protocol("knn"), load_protocol("linear", ["train_view=centre"])):
-        for subject in subjects:
+        for subject, kind in rows:
             with counting_progress(f"{protocol.name}, {subject}") as report:
                 record = evaluate(
                     protocol,
@@ -212,22 +219,8 @@ def _evaluate(run: Run, data: Path, seed: int, device: torch.device) -> None:
                     subject=subject,
                     device=device,
                     run=run,
+                    kind=kind,
                     seed=seed,
                     report=report,
                 )
             write_result(run.folder, record)
-
-
-def _show(table: Table) -> None:
-    """Print a table of results with what must be read beside it."""
-    from rich.table import Table as Shown
-
-    shown = Shown(title=f"{table.title}\n{table.subtitle}", title_justify="left")
-    for number, column in enumerate(table.columns):
-        shown.add_column(column, justify="left" if number < 2 else "right", overflow="fold")
-    for row in table.rows:
-        shown.add_row(*row)
-    console.print(shown)
-    console.print(f"protocol: {table.numbers}", soft_wrap=True, markup=False)
-    for warning in table.warnings:
-        show_warning(warning)

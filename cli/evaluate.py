@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -12,6 +12,7 @@ from skelpipe.errors import UserError
 
 from .console import console, show_warning
 from .options import choose_device, newest_set, runs_root, subject_numbers
+from .tables import show_table
 
 
 class Features(StrEnum):
@@ -68,6 +69,7 @@ def evaluate(
     from skelpipe.errors import nearest
     from skelpipe.protocols.evaluate import PROTOCOLS, load_protocol, write_result
     from skelpipe.protocols.evaluate import evaluate as run_protocol
+    from skelpipe.report.tables import comparable, read_results, result_table
 
     if protocol not in PROTOCOLS:
         raise UserError(f"unknown protocol '{protocol}'", remedy=nearest(protocol, PROTOCOLS))
@@ -111,30 +113,11 @@ def evaluate(
             seed=seed,
             report=report,
         )
-    for warning in record["warnings"]:
-        show_warning(warning)
-    _show(record)
-    if found:
-        console.print(f"stored: {write_result(found.folder, record)}", soft_wrap=True)
-
-
-def _show(record: dict[str, Any]) -> None:
-    from rich.table import Table
-
-    protocol = record["protocol"]
-    table = Table(
-        title=f"{record['dataset']} {record['split']}, {record['part']}: {protocol['title']}"
-    )
-    for heading in ("network", "features", "accuracy %", "best epoch % (peer convention)"):
-        table.add_column(heading, justify="right" if "%" in heading else "left")
-    for row in record["results"]:
-        best = row.get("best_epoch_peer_convention")
-        shown = f"{best['accuracy']:.2f} (epoch {best['epoch']})" if best else ""
-        table.add_row(row["network"], record["features"], f"{row['accuracy']:.2f}", shown)
-    console.print(table)
-    numbers = ", ".join(
-        f"{name} {value}" for name, value in protocol.items() if name not in ("kind", "title")
-    )
-    samples = record["samples"]
-    console.print(f"{numbers}; {samples['train']:,} against {samples['test']:,} samples")
-    console.print(f"our reading: {'; '.join(record['readings'])}")
+    stored = write_result(found.folder, record) if found else None
+    beside = read_results(found.folder) if found else [record]
+    for group in comparable(beside):
+        if record in group:
+            show_table(result_table(group))
+    console.print(f"our reading: {'; '.join(record['readings'])}", soft_wrap=True, markup=False)
+    if stored:
+        console.print(f"stored: {stored}", soft_wrap=True)

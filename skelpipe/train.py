@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import math
 import platform
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -176,6 +178,8 @@ def train(
                     recipe.train.keep,
                 )
                 stopped = step
+            if loader.step == 0:
+                release_memory()
             if stop:
                 raise RunInterrupted
             if step == stop_after:
@@ -231,6 +235,17 @@ def _not_finite(values: Record, step: int, keys: list[str]) -> UserError:
         place=f"the batch of {', '.join(keys)}",
         remedy="lower optim.lr or raise optim.warmup; the last checkpoint is untouched",
     )
+
+
+def release_memory() -> None:
+    """Give freed memory back to the system.
+
+    Masked tokens are another number in every step, so glibc's heap fragments: without this a run
+    of `slim-tiny` grows by some 2 MB a step, and an epoch's worth is given back in milliseconds.
+    """
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None:
+        trim(0)
 
 
 @contextmanager

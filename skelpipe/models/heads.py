@@ -19,7 +19,9 @@ class PrototypeHead(nn.Module):
         init_std: Of the initial weights; DINOv2 has 0.02, about 1 / sqrt(2048).
     """
 
-    def __init__(self, dim: int, *, hidden: int, bottleneck: int, prototypes: int, init_std: float) -> None:
+    def __init__(
+        self, dim: int, *, hidden: int, bottleneck: int, prototypes: int, init_std: float
+    ) -> None:
         super().__init__()
         self.mlp = nn.Sequential(
             nn.Linear(dim, hidden),

@@ -162,7 +162,7 @@ def evaluate(
                 }
             )
     return {
-        "protocol": protocol.model_dump(),
+        "protocol": protocol.model_dump(mode="json"),
         "subject": subject,
         "features": "raw coordinates" if subject == "raw" else kind,
         "recipe": recipe.name,
@@ -277,9 +277,12 @@ def _confusion(predicted_N: Tensor, label_N: Tensor, classes: int) -> list[list[
 def write_result(folder: Path, record: dict[str, Any]) -> Path:
     """Store a record as results/PROTOCOL.json of a run; floors and validation beside it.
 
-    File names: knn.json, knn-random-init.json, knn-raw.json, with "-val" for validation subjects.
+    File names: knn.json, knn-random-init.json, knn-raw.json; with "-class" or "-both" for features
+    other than the default, with "-val" for validation subjects.
     """
     subject = "" if record["subject"] == "run" else f"-{record['subject']}"
+    if record["features"] in ("class", "both"):
+        subject += f"-{record['features']}"
     part = "" if record["part"] == "test" else "-val"
     path = folder / "results" / f"{record['protocol']['name']}{subject}{part}.json"
     write_json(path, record)

@@ -142,8 +142,8 @@ def _results(run: Run, records: Sequence[Record]) -> list[str]:
         ]
     groups = comparable(records)
     cards = [
-        f"<li>{escape(_SHORT[group[0]['protocol']['name']])}, {escape(gain.network)} over "
-        f"{escape(gain.floor)}<b>{gain.points:+.1f} points</b>"
+        f"<li>{escape(_SHORT[group[0]['protocol']['name']])}, {escape(gain.network)}, "
+        f"{escape(gain.features)}, over {escape(gain.floor)}<b>{gain.points:+.1f} points</b>"
         f"{gain.accuracy:.1f} % against {gain.floor_accuracy:.1f} %</li>"
         for group in groups
         for gain in gains(group)

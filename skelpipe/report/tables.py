@@ -48,6 +48,7 @@ class Gain:
     """The headline network beside one floor, top-1 accuracy in per cent."""
 
     network: str
+    features: str
     accuracy: float
     floor: str
     floor_accuracy: float
@@ -68,28 +69,56 @@ def result_tables(records: Iterable[Record]) -> list[Table]:
     Accuracies are the last epoch's. The best epoch on the test part, which peers report, stands
     in a column of its own and is never what a gain is taken from.
     """
-    return [_table(group) for group in comparable(records)]
+    return [result_table(group) for group in comparable(records)]
 
 
 def comparable(records: Iterable[Record]) -> list[list[Record]]:
-    """Records grouped by protocol with all its settings, data and part: the run before floors."""
+    """Records grouped by protocol with all its settings, data and part: the run before floors.
+
+    Within a group the kinds of features follow one another: patch mean, class token, both.
+    """
     groups: dict[str, list[Record]] = {}
     for record in records:
         same = [record[name] for name in ("protocol", "data_digest", "part")]
         groups.setdefault(json.dumps(same, sort_keys=True), []).append(record)
     order = ("run", *_FLOORS)
-    return [sorted(group, key=lambda r: order.index(r["subject"])) for group in groups.values()]
+    kinds = list(_FEATURES)
+
+    def place(record: Record) -> tuple[int, int]:
+        kind = record["features"]
+        return order.index(record["subject"]), kinds.index(kind) if kind in kinds else 0
+
+    return [sorted(group, key=place) for group in groups.values()]
 
 
 def gains(group: Sequence[Record]) -> list[Gain]:
-    """The run's first network (the student) over each floor of a group of `comparable`."""
-    trained = [record["results"][0] for record in group if record["subject"] == "run"]
-    floors = [record["results"][0] for record in group if record["subject"] in _FLOORS]
+    """The run's first network (the student) over each of its floors in a group of `comparable`."""
     return [
-        Gain(row["network"], row["accuracy"], floor["network"], floor["accuracy"])
-        for row in trained
-        for floor in floors
-    ]
+        Gain(
+            row["network"], features_name(record), row["accuracy"],
+            floor["network"], floor["accuracy"],
+        )
+        for record in group
+        if record["subject"] == "run"
+        for row in record["results"][:1]
+        for floor in _floors(record, group).values()
+    ]  # fmt: skip
+
+
+def features_name(record: Record) -> str:
+    """What stands for a sample in a record, in words."""
+    kind: str = record["features"]
+    return _FEATURES.get(kind, kind)
+
+
+def _floors(record: Record, group: Sequence[Record]) -> dict[str, Record]:
+    """First rows of the floors a record is set against, by subject: those of its own features."""
+    return {
+        floor["subject"]: floor["results"][0]
+        for floor in group
+        if floor["subject"] == "raw"
+        or (floor["subject"] == "random-init" and floor["features"] == record["features"])
+    }
 
 
 def settings_line(protocol: Record) -> str:
@@ -110,30 +139,35 @@ def settings_line(protocol: Record) -> str:
     return ", ".join(parts)
 
 
-def _table(group: Sequence[Record]) -> Table:
+def result_table(group: Sequence[Record]) -> Table:
+    """The table of one group of `comparable`."""
     first = group[0]
-    floors = [record["results"][0] for record in group if record["subject"] in _FLOORS]
+    subjects = {record["subject"]: record["results"][0]["network"] for record in group}
+    floors = [name for name in _FLOORS if name in subjects]
     trained = any(record["subject"] == "run" for record in group)
     with_best = any("best_epoch_peer_convention" in row for r in group for row in r["results"])
     columns = ["network", "features", "last epoch, %" if with_best else "accuracy, %"]
     if trained:
-        columns += [f"over {floor['network']}, points" for floor in floors]
+        columns += [f"over {subjects[name]}, points" for name in floors]
     if with_best:
         columns.append("best epoch, % (peer convention)")
 
     rows = []
     for record in group:
+        beneath = _floors(record, group)
         for result in record["results"]:
             floor_row = record["subject"] in _FLOORS
             cells = [
                 result["network"] + (" (floor)" if floor_row else ""),
-                _FEATURES.get(record["features"], record["features"]),
+                features_name(record),
                 f"{result['accuracy']:.1f}",
             ]
             if trained:
                 cells += [
-                    "" if floor_row else f"{result['accuracy'] - floor['accuracy']:+.1f}"
-                    for floor in floors
+                    ""
+                    if floor_row or name not in beneath
+                    else f"{result['accuracy'] - beneath[name]['accuracy']:+.1f}"
+                    for name in floors
                 ]
             if with_best:
                 best = result.get("best_epoch_peer_convention")

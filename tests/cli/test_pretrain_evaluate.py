@@ -58,7 +58,7 @@ def test_pretrain_and_evaluate_without_further_arguments(place: Path) -> None:
 
     for words, stored in (
         ((), "knn.json"),
-        (("--features", "class"), "knn.json"),
+        (("--features", "class"), "knn-class.json"),
         (("--random-init",), "knn-random-init.json"),
         (("--raw-features",), "knn-raw.json"),
         (("--val-subjects", "1,2"), "knn-val.json"),

@@ -1,0 +1,25 @@
+"""A table of results on the screen."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from .console import console, show_warning
+
+if TYPE_CHECKING:
+    from skelpipe.report.tables import Table
+
+
+def show_table(table: Table) -> None:
+    """Print a table of results with what must be read beside it."""
+    from rich.table import Table as Shown
+
+    shown = Shown(title=f"{table.title}\n{table.subtitle}", title_justify="left")
+    for number, column in enumerate(table.columns):
+        shown.add_column(column, justify="left" if number < 2 else "right", overflow="fold")
+    for row in table.rows:
+        shown.add_row(*row)
+    console.print(shown)
+    console.print(f"protocol: {table.numbers}", soft_wrap=True, markup=False)
+    for warning in table.warnings:
+        show_warning(warning)
