@@ -48,7 +48,7 @@ def pretrain(
     ] = False,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     precision: Annotated[str | None, typer.Option(help="float32 or bf16.")] = None,
-    batch: Annotated[int | None, typer.Option(help="Global batch.")] = None,
+    batch: Annotated[int | None, typer.Option(min=1, help="Global batch.")] = None,
     val_subjects: Annotated[
         str, typer.Option(help="Training subjects to hold out for choices, such as 8,9.")
     ] = "",
