@@ -43,8 +43,8 @@ def demo(
 ) -> None:
     """Generate, prepare, pre-train and evaluate, in about five minutes on two cores.
 
-    Needs no download. What it shows is that everything works and that training beats its floors:
-    the recordings are generated, and no number says anything about NTU RGB+D.
+    Needs no download. It shows that everything works, and what training adds to its floors at this
+    small scale. The recordings are generated: no number says anything about NTU RGB+D.
 
     Examples:
 

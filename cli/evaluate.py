@@ -70,6 +70,7 @@ def evaluate(
     from skelpipe.protocols.evaluate import PROTOCOLS, load_protocol, write_result
     from skelpipe.protocols.evaluate import evaluate as run_protocol
     from skelpipe.report.tables import comparable, read_results, result_table
+    from skelpipe.shards.card import read_card
 
     if protocol not in PROTOCOLS:
         raise UserError(f"unknown protocol '{protocol}'", remedy=nearest(protocol, PROTOCOLS))
@@ -96,6 +97,15 @@ def evaluate(
             show_warning(
                 f"subjects {sorted(seen)} were seen in pre-training: hold them out with "
                 "`skelpipe pretrain --val-subjects`"
+            )
+
+    if found and not (random_init or raw_features):
+        card = read_card(folder)
+        same = card.data_digest == found.data["data_digest"]
+        if same and (card.dataset, card.split) != (found.data["dataset"], found.data["split"]):
+            show_warning(
+                f"the run was pre-trained on {found.data['split']} of the same recordings: some of "
+                f"the test part of {card.split} was in its training part"
             )
 
     from .progress import counting_progress

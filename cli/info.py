@@ -45,6 +45,7 @@ def info(
     card = read_card(folder)
     console.print(f"{folder}", soft_wrap=True, markup=False)
     console.print(_origin(card))
+    console.print(f" data digest     {card.data_digest}", soft_wrap=True)
     console.print(counts_table(card))
     if card.counts.rejected:
         console.print(rejections_table(card))
@@ -71,7 +72,6 @@ def _origin(card: Card) -> Table:
         "raw recordings": f"{card.source.recordings:,}, digest {card.source.digest[:16]}",
         "missing list": f"{listed.count} names, {whose}" if listed.applied else "not applied",
         "files": f"{len(shards)} shards, {size / 1e6:,.1f} MB in all",
-        "data digest": card.data_digest,
     }
     table = Table(show_header=False, box=None)
     for name, value in rows.items():

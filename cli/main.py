@@ -61,6 +61,11 @@ def main() -> None:
     except KeyboardInterrupt:
         errors.print("interrupted")
         sys.exit(130)
+    except OSError as error:
+        if os.environ.get("SKELPIPE_DEBUG"):
+            raise
+        show_error(f"{error.strerror or error}\n  file: {error.filename or 'not named'}")
+        sys.exit(2)
     except Exception as error:
         if os.environ.get("SKELPIPE_DEBUG"):
             raise

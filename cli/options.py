@@ -14,12 +14,12 @@ if TYPE_CHECKING:
 
 def shards_root() -> Path:
     """Where prepared sets lie: $SKELPIPE_SHARDS, else data/shards."""
-    return Path(os.environ.get("SKELPIPE_SHARDS", "data/shards"))
+    return Path(os.environ.get("SKELPIPE_SHARDS") or "data/shards")
 
 
 def runs_root() -> Path:
     """Where runs lie: $SKELPIPE_RUNS, else runs."""
-    return Path(os.environ.get("SKELPIPE_RUNS", "runs"))
+    return Path(os.environ.get("SKELPIPE_RUNS") or "runs")
 
 
 def choose_device(name: str) -> torch.device:

@@ -84,7 +84,7 @@ def prepare(
         result = run(
             dataset,
             split or (),
-            raw=raw or [Path(os.environ.get("SKELPIPE_RAW", "data/raw"))],
+            raw=raw or [Path(os.environ.get("SKELPIPE_RAW") or "data/raw")],
             out=out or shards_root(),
             pipeline=pipeline,
             workers=workers,

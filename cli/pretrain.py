@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from skelpipe.config import Recipe
 
 REQUEUE = 75
-"""Exit code after SIGTERM or SIGUSR1 (EX_TEMPFAIL): saved, run the same command with --resume."""
+"""Exit code after a signal or Ctrl-C (EX_TEMPFAIL): saved, to be continued with --resume."""
 
 _LONG_HOURS = 24.0
 
@@ -113,11 +114,33 @@ def pretrain(
             last = train(run, folder, device=where, report=report, warn=show_warning)
     except RunInterrupted:
         errors.print(
-            f"stopped by a signal; saved. Continue: skelpipe pretrain --resume --out {run.folder}"
+            "stopped and saved. Continue: "
+            f"skelpipe pretrain --resume --out {quote(str(run.folder))}",
+            soft_wrap=True,
+            markup=False,
         )
         sys.exit(REQUEUE)
+    except UserError:
+        if not resume:
+            _forget_start(run)
+        raise
     console.print(f"done: {last}", soft_wrap=True)
-    console.print(f"next: skelpipe evaluate --protocol knn --run {run.folder}", soft_wrap=True)
+    console.print(
+        f"next: skelpipe evaluate --protocol knn --run {quote(str(run.folder))}",
+        soft_wrap=True,
+        markup=False,
+    )
+
+
+def _forget_start(run: Run) -> None:
+    """Remove a run that failed before its first step, so that the next attempt can stand there."""
+    metrics = run.folder / "metrics.jsonl"
+    if metrics.exists() and metrics.stat().st_size:
+        return
+    for name in ("recipe.json", "data.json", "metrics.jsonl"):
+        (run.folder / name).unlink(missing_ok=True)
+    if not any(run.folder.iterdir()):
+        run.folder.rmdir()
 
 
 def _run_to_resume(out: Path | None) -> Run:

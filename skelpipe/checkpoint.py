@@ -230,7 +230,12 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except (OSError, SafetensorError) as error:
-        raise UserError("the checkpoint is damaged", file=path, found=error) from error
+        raise UserError(
+            "the checkpoint is damaged",
+            file=path,
+            found=error,
+            remedy="delete its folder: the complete checkpoint before it, if any, is used then",
+        ) from error
 
 
 def _optimiser_tensors(student: nn.Module, optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:

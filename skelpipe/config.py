@@ -152,6 +152,15 @@ class Recipe(Settings):
     train: Train = Train()
 
     @model_validator(mode="after")
+    def _heads_fit(self) -> Self:
+        if self.encoder.dim % (2 * self.encoder.heads):
+            raise ValueError(
+                f"encoder.dim {self.encoder.dim} is no multiple of twice encoder.heads "
+                f"{self.encoder.heads}: RoPE turns a head's features in pairs"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _patches_fit(self) -> Self:
         sizes = [self.views.frames, *(local.frames for local in self.views.local)]
         patch = self.encoder.patch_frames

@@ -39,7 +39,7 @@ Record = dict[str, float]
 
 
 class RunInterrupted(Exception):  # noqa: N818 -- nothing went wrong
-    """SIGTERM or SIGUSR1 came: a checkpoint is saved, the run can be continued."""
+    """A signal or Ctrl-C came: a checkpoint is saved, the run can be continued."""
 
 
 def start_run(
@@ -102,12 +102,15 @@ def train(
     """
     recipe, folder = run.recipe, run.folder
     card = read_fitting_card(data, recipe.pipeline)
-    if card.data_digest != run.data["data_digest"]:
+    # The splits of one archive share its data digest.
+    identity = [card.dataset, card.split, card.data_digest]
+    started = [run.data[name] for name in ("dataset", "split", "data_digest")]
+    if identity != started:
         raise UserError(
             "the run was started on other data",
             file=data,
-            found=f"data digest {card.data_digest}",
-            expected=run.data["data_digest"],
+            found=f"{identity[0]} {identity[1]}, data digest {identity[2]}",
+            expected=f"{started[0]} {started[1]}, data digest {started[2]}",
             remedy="name the run's own prepared set with --data, or start a new run",
         )
     seed = int(run.data["seed"])
@@ -276,13 +279,15 @@ def _metrics(folder: Path, step: int) -> Iterator[Callable[[Record], None]]:
 
 @contextmanager
 def _stop_signals() -> Iterator[Callable[[], bool]]:
-    """Whether SIGTERM or SIGUSR1 has come, as schedulers send before they take the machine."""
+    """Whether to stop: SIGTERM or SIGUSR1, as schedulers send, or a first Ctrl-C has come."""
     came: list[int] = []
 
     def note(number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGINT and number in came:
+            raise KeyboardInterrupt  # asked twice: leave at once, without saving
         came.append(number)
 
-    numbers = (signal.SIGTERM, signal.SIGUSR1)
+    numbers = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
     before = {number: signal.signal(number, note) for number in numbers}
     try:
         yield lambda: bool(came)

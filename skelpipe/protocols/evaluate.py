@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from skelpipe.checkpoint import Run, load_network, write_json
@@ -42,8 +43,8 @@ class Knn(Settings):
     kind: Literal["protocol"]
     name: Literal["knn"]
     title: str
-    k: int
-    centre: float
+    k: int = Field(ge=1)
+    centre: float = Field(gt=0, le=1)
 
 
 class Linear(Settings):
@@ -52,12 +53,12 @@ class Linear(Settings):
     kind: Literal["protocol"]
     name: Literal["linear"]
     title: str
-    epochs: int
-    batch: int
-    lr: float
-    momentum: float
-    weight_decay: float
-    centre: float
+    epochs: int = Field(ge=1)
+    batch: int = Field(ge=2, description="batch norm needs two")
+    lr: float = Field(gt=0)
+    momentum: float = Field(ge=0, lt=1)
+    weight_decay: float = Field(ge=0)
+    centre: float = Field(gt=0, le=1)
     train_view: Literal["random", "centre"]
     random: RandomView
 

@@ -79,7 +79,7 @@ def comparable(records: Iterable[Record]) -> list[list[Record]]:
     """
     groups: dict[str, list[Record]] = {}
     for record in records:
-        same = [record[name] for name in ("protocol", "data_digest", "part")]
+        same = [record[name] for name in ("protocol", "dataset", "split", "data_digest", "part")]
         groups.setdefault(json.dumps(same, sort_keys=True), []).append(record)
     order = ("run", *_FLOORS)
     kinds = list(_FEATURES)

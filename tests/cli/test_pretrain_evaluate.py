@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from skelpipe.errors import UserError
+from skelpipe.shards.card import CARD, card_bytes, read_card
 
 
 def skelpipe(*words: str | Path) -> Any:
@@ -150,3 +151,46 @@ def test_a_killed_and_resumed_run_equals_an_uninterrupted_one(place: Path) -> No
 
     assert losses("whole") == losses("cut")
     assert len(losses("cut")) == 120
+
+
+def test_another_split_of_the_same_recordings_is_told_apart(place: Path) -> None:
+    skelpipe("pretrain", "--recipe", place / "tiny.toml", "--out", place / "run")
+    skelpipe("evaluate", "--protocol", "knn", "--run", place / "run", "--raw-features")
+    half = place / "shards" / "toy" / "ctrgcn" / "half"
+    other = write_set(place / "other")
+    card = read_card(other)
+    assert card.data_digest == read_card(half).data_digest
+    (other / CARD).write_bytes(card_bytes(card.model_copy(update={"split": "third"})))
+
+    message = refusal("pretrain", "--resume", "--out", place / "run", "--data", other)
+    assert "started on other data" in message
+    result = skelpipe("evaluate", "--protocol", "knn", "--run", place / "run", "--data", other)
+    assert "third, test" in result.output
+    assert "raw skeleton" not in result.output  # the floor of the other split
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("knn", "k=0"),
+        ("linear", "epochs=0"),
+        ("linear", "lr=-1"),
+        ("linear", "batch=0"),
+        ("linear", "centre=2"),
+    ],
+)
+def test_protocol_settings_out_of_range_are_refused(words: tuple[str, str]) -> None:
+    assert words[1].partition("=")[0] in refusal(
+        "evaluate", "--protocol", words[0], "--set", words[1]
+    )
+
+
+def test_a_start_that_fails_leaves_nothing_behind(place: Path) -> None:
+    words = ("pretrain", "--recipe", place / "tiny.toml", "--out", place / "run")
+    shard = place / "shards" / "toy" / "ctrgcn" / "half" / "train-000000.tar"
+    whole = shard.read_bytes()
+    shard.write_bytes(whole[:600] + b"?" + whole[601:])
+    assert "is damaged" in refusal(*words)
+    assert not (place / "run").exists()
+    shard.write_bytes(whole)
+    assert skelpipe(*words).exit_code == 0
