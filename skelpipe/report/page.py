@@ -29,6 +29,7 @@ from skelpipe.report.tables import (
     Record,
     Table,
     comparable,
+    features_name,
     gains,
     read_results,
     result_tables,
@@ -216,7 +217,8 @@ def _pictures(
         if record["subject"] == "run":
             network = record["results"][0]["network"]
             parts += [
-                f"<h2>Confusions: {escape(record['protocol']['title'])}</h2>",
+                f"<h2>Confusions, {escape(features_name(record))}: "
+                f"{escape(record['protocol']['title'])}</h2>",
                 _figure(
                     confusion_figure(record["confusion"], record["classes"]),
                     "confusion matrix",

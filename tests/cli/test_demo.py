@@ -32,9 +32,9 @@ def test_the_demo_ends_in_a_page_with_both_floors(
     run = read_run(out / "run")
     assert run.recipe.train.epochs == 1
     groups = comparable(read_results(run.folder))
-    assert [len(gains(group)) for group in groups] == [2, 2]
+    assert [len(gains(group)) for group in groups] == [4, 4]
     page = (out / "report.html").read_text()
-    assert page.count("<img") == 5
+    assert page.count("<img") == 7
     assert "Nothing in them was recorded from people" in page
     assert "no number here says anything about NTU RGB+D" in capsys.readouterr().out
     with pytest.raises(UserError, match="stands here already"):
