@@ -160,9 +160,9 @@ def _affordable_epochs(
             data,
             device=device,
             report=lambda record: rates.append(record["samples_per_s"]),
-            stop_after=8,
+            stop_after=24,
         )
-    settled = rates[3:]  # the first steps also pay for what is set up once
+    settled = rates[8:]  # the first steps also pay for what is set up once
     rate = len(settled) / sum(1 / rate for rate in settled)
     fitting = int(60 * minutes * rate / len(select(data, "train")))
     chosen = max(1, min(fitting, recipe.train.epochs))
