@@ -176,16 +176,12 @@ def _affordable_epochs(
 
 
 def _train(run: Run, data: Path, device: torch.device) -> None:
-    from skelpipe.stream.order import steps_per_epoch
-    from skelpipe.stream.source import select
-    from skelpipe.train import RunInterrupted, train
+    from skelpipe.train import RunInterrupted, total_steps, train
 
     from .progress import training_progress
 
-    settings = run.recipe.train
-    total = settings.epochs * steps_per_epoch(len(select(data, "train")), settings.batch)
     try:
-        with training_progress(total) as report:
+        with training_progress(total_steps(run, data)) as report:
             train(run, data, device=device, report=report, warn=show_warning)
     except RunInterrupted as error:
         raise UserError(

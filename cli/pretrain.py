@@ -71,7 +71,7 @@ def pretrain(
     """
     from skelpipe.checkpoint import complete_checkpoints
     from skelpipe.config import load_recipe
-    from skelpipe.train import RunInterrupted, start_run, train
+    from skelpipe.train import RunInterrupted, start_run, total_steps, train
 
     if resume:
         given = recipe or change or precision or batch or val_subjects or seed is not None
@@ -106,7 +106,7 @@ def pretrain(
     from .progress import training_progress
 
     start = [int(path.name) for path in complete_checkpoints(run.folder)][-1:]
-    total = _total_steps(run, folder)
+    total = total_steps(run, folder)
     if start:
         console.print(f"continuing after step {start[0]} of {total}")
     try:
@@ -155,14 +155,6 @@ def _new_folder(recipe: str, data: Path) -> Path:
     card = read_card(data)
     now = datetime.now(UTC).strftime("%Y%m%dT%H%M%S")
     return runs_root() / f"{now}-{recipe}-{card.dataset}-{card.split}"
-
-
-def _total_steps(run: Run, data: Path) -> int:
-    from skelpipe.stream.order import steps_per_epoch
-    from skelpipe.stream.source import select
-
-    table = select(data, "train", without=run.data["val_subjects"])
-    return run.recipe.train.epochs * steps_per_epoch(len(table), run.recipe.train.batch)
 
 
 def _check_cost(
