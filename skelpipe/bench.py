@@ -96,12 +96,13 @@ def prepare(recordings: int = 240, *, copies: int = 8, rounds: int = 3) -> list[
         write_raw(four, min(recordings, 4), 1)
         _pack(many, packed)
         files = sorted(once.iterdir())
-        clean = find_pipeline(_PIPELINE).apply
+        pipeline, topology = find_pipeline(_PIPELINE), load_topology("kinect_v2")
+        switches = pipeline.settled({})
 
         def literally() -> int:
             for file in files:
                 with suppress(RejectedError):  # an empty recording: the engine passes over it too
-                    clean(read_literally(file))
+                    pipeline.apply(read_literally(file), topology, switches)
             return len(files)
 
         def to_shards(raw: Path, workers: int) -> float:

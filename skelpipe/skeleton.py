@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +18,9 @@ class Topology(BaseModel):
         mirror: Pairs of joints that change place in a mirror.
         parts: Name -> joints of each body part; together they are all joints, each once.
         up: The axis that points up ("x", "y" or "z").
+        centre: The joint that "ctrgcn" and "agcn" move to the origin; by default the root.
+        spine: (lower, upper) joint of the bone that "agcn" turns upwards.
+        shoulders: (left, right) joint of the line that "agcn" turns to +x.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -30,6 +33,16 @@ class Topology(BaseModel):
     mirror: tuple[tuple[int, int], ...]
     parts: dict[str, tuple[int, ...]]
     up: str = "y"
+    centre: int = -1
+    spine: tuple[int, int] | None = None
+    shoulders: tuple[int, int] | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _centre_is_root(cls, table: Any) -> Any:
+        if isinstance(table, dict) and "centre" not in table and -1 in table.get("parents", ()):
+            return {**table, "centre": list(table["parents"]).index(-1)}
+        return table
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -42,6 +55,9 @@ class Topology(BaseModel):
             raise ValueError("exactly one joint, the root, has the parent -1")
         if len(self.order) != count:
             raise ValueError("the parents hold a cycle")
+        named = [self.centre, *(self.spine or ()), *(self.shoulders or ())]
+        if not set(named) <= set(range(count)):
+            raise ValueError(f"centre, spine and shoulders must lie between 0 and {count - 1}")
         paired = [joint for pair in self.mirror for joint in pair]
         if len(set(paired)) != len(paired) or not set(paired) <= set(range(count)):
             raise ValueError("a joint stands in two mirror pairs, or is none of the joints")

@@ -64,6 +64,7 @@ def _tracks(recording: Recording) -> tuple[list[_Track], int]:
     occupied, frame_R = np.unique(recording.frame_R, return_inverse=True)
     if not len(occupied):
         raise RejectedError("no usable body", found="no body in any frame")
+    assert recording.id_R is not None, "a format without identities has slots, no tracks"
     _, first, id_R = np.unique(recording.id_R, return_index=True, return_inverse=True)
     by_id = np.split(np.argsort(id_R, kind="stable"), np.cumsum(np.bincount(id_R))[:-1])
     tracks = [

@@ -27,7 +27,7 @@ from multiprocessing.sharedctypes import SynchronizedArray
 from pathlib import Path
 
 from skelpipe.errors import UserError
-from skelpipe.manifest import load_dataset
+from skelpipe.manifest import load_dataset, load_topology
 from skelpipe.shards.card import Card, digest_of
 from skelpipe.shards.tar import ShardWriter, payload_bytes
 
@@ -89,6 +89,7 @@ class Job:
     work: Path
     splits: tuple[str, ...]
     pipeline: str
+    topology: str
     first_action: int
 
     def shards(self, group: Group) -> list[Path]:
@@ -187,7 +188,7 @@ def _make(
     plan = make_plan(raw.dataset, raw.members)
     identity = digest_of([plan.digest, raw.refused, raw.source.digest, raw.pipeline.version])
     work = home / f".work-{identity[:16]}"
-    job = Job(work, splits, raw.pipeline.name, raw.dataset.actions[0])
+    job = Job(work, splits, raw.pipeline.name, raw.dataset.topology, raw.dataset.actions[0])
     for name in splits:
         (work / name).mkdir(parents=True, exist_ok=True)
     for leftover in leftovers(work):
@@ -360,7 +361,8 @@ def write_group(group: Group, job: Job, tick: Callable[[int], None]) -> None:
         job: What it needs beside.
         tick: Called after every recording with the bytes of its text.
     """
-    apply = find_pipeline(job.pipeline).apply
+    pipeline = find_pipeline(job.pipeline)
+    topology, switches = load_topology(job.topology), pipeline.settled({})
     rows: list[dict[str, object]] = []
     rejected: list[Row] = []
     shards = job.shards(group)
@@ -369,7 +371,7 @@ def write_group(group: Group, job: Job, tick: Callable[[int], None]) -> None:
         writer = ShardWriter(file)
         for sample in group.samples:
             try:
-                poses = apply(ntu.parse(reader.read(sample.member)))
+                poses = pipeline.apply(ntu.parse(reader.read(sample.member)), topology, switches)
             except RejectedError as error:
                 rejected.append((sample.key, sample.member.source, error.reason))
             else:

@@ -10,11 +10,18 @@ import numpy.typing as npt
 import pytest
 import raw
 
-from skelpipe.prepare.normalise import ctrgcn
+from skelpipe.manifest import load_topology
+from skelpipe.prepare.normalise import find_pipeline
 from skelpipe.prepare.ntu import parse
-from skelpipe.prepare.recording import RejectedError
+from skelpipe.prepare.recording import Recording, RejectedError
 
 Array = npt.NDArray[np.float64]
+KINECT = load_topology("kinect_v2")
+
+
+def ctrgcn(recording: Recording, **switches: str) -> npt.NDArray[np.float32]:
+    pipeline = find_pipeline("ctrgcn")
+    return pipeline.apply(recording, KINECT, pipeline.settled(switches))
 
 
 def plain_ctrgcn(frames: list[list[raw.Body]]) -> Array | None:
