@@ -13,7 +13,7 @@ from .options import shards_root
 from .prepare import counts_table, rejections_table
 
 if TYPE_CHECKING:
-    from skelpipe.shards.card import Card
+    from skelpipe.shards.card import Card, MissingStamp
 
 
 def info(
@@ -60,23 +60,29 @@ def info(
 
 
 def _origin(card: Card) -> Table:
-    listed, shards = card.missing_list, [name for name in card.files if name.endswith(".tar")]
+    shards = [name for name in card.files if name.endswith(".tar")]
     switches = ", ".join(f"{name} = {value}" for name, value in card.pipeline.switches.items())
-    whose = "the official one" if listed.official else "not the official one"
     size = sum(stamp.size for stamp in card.files.values())
     rows = {
         "data set": f"{card.title} ({card.dataset}), split {card.split}",
-        "skeleton": card.topology,
+        "skeleton": f"{card.topology.name}, {len(card.topology.joints)} joints",
         "pipeline": f"{card.pipeline.name} version {card.pipeline.version} {switches}".rstrip(),
         "precision": card.precision,
         "raw recordings": f"{card.source.recordings:,}, digest {card.source.digest[:16]}",
-        "missing list": f"{listed.count} names, {whose}" if listed.applied else "not applied",
+        "missing list": _missing(card.missing_list),
         "files": f"{len(shards)} shards, {size / 1e6:,.1f} MB in all",
     }
     table = Table(show_header=False, box=None)
     for name, value in rows.items():
         table.add_row(name, value)
     return table
+
+
+def _missing(listed: MissingStamp | None) -> str:
+    if listed is None:
+        return "the data set has none"
+    whose = "the official one" if listed.official else "not the official one"
+    return f"{listed.count} names, {whose}" if listed.applied else "not applied"
 
 
 def _per(card: Card, field: str, title: str) -> Table:

@@ -145,18 +145,18 @@ def counts_table(card: Card) -> Table:
     for column in ("samples", "published", "bodies", "frames", "rejected", "left out by list"):
         table.add_column(column, justify="right")
     for part, tally in (("train", counts.train), ("test", counts.test)):
-        published = f"{counts.published[part]:,}"
+        published = f"{counts.published[part]:,}" if part in counts.published else ""
         table.add_row(part, f"{tally.samples:,}", published, f"{tally.bodies:,}",
                       f"{tally.frames:,}", "", "")  # fmt: skip
     table.add_section()
     table.add_row(
         "both",
         f"{counts.total.samples:,}",
-        f"{sum(counts.published.values()):,}",
+        f"{sum(counts.published.values()):,}" if counts.published else "",
         f"{counts.total.bodies:,}",
         f"{counts.total.frames:,}",
         f"{sum(counts.rejected.values()):,}",
-        f"{counts.missing:,}" if card.missing_list.applied else "no list",
+        f"{counts.missing:,}" if card.missing_list and card.missing_list.applied else "no list",
     )
     return table
 

@@ -164,7 +164,6 @@ def _check_cost(
     import shutil
 
     from skelpipe.estimate import estimate, memory_of
-    from skelpipe.manifest import load_topology
     from skelpipe.shards.card import read_fitting_card
     from skelpipe.stream.source import select
 
@@ -174,7 +173,7 @@ def _check_cost(
         recipe,
         samples=len(table),
         bodies=sum(table["bodies"].to_pylist()) / len(table),
-        joints=len(load_topology(card.topology).joints),
+        joints=len(card.topology.joints),
         device=device,
     )
     console.print(

@@ -155,7 +155,8 @@ def write_set(
         dataset="toy",
         title="Toy",
         split="half",
-        topology="kinect_v2",
+        topology=KINECT,
+        fps=30,
         pipeline=PipelineStamp(name=pipeline, version=1, switches={}),
         precision="float32",
         classes=("rest", "shift"),
@@ -164,7 +165,7 @@ def write_set(
         ),
         missing_list=MissingStamp(applied=False, official=False, count=0, sha256="", where=""),
         warnings=(),
-        source=Source(recordings=train + test, digest=""),
+        source=Source(layout="ntu", recordings=train + test, digest=""),
         files=files,
         data_digest=digest_of(sorted(payloads)),
     )

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from builders import CPU, tiny_recipe, write_set
+from builders import CPU, KINECT, tiny_recipe, write_set
 from safetensors.torch import load_file
 from torch import nn
 
@@ -103,7 +103,7 @@ def test_a_run_records_every_step(whole: Run) -> None:
 
 
 def test_training_changes_student_and_teacher(whole: Run) -> None:
-    initial = build_method(RECIPE, "kinect_v2", 1).student.state_dict()
+    initial = build_method(RECIPE, KINECT, 1).student.state_dict()
     student = load_file(whole.checkpoint() / "student.safetensors")
     teacher = load_file(whole.checkpoint() / "teacher.safetensors")
     for name, tensor in initial.items():
@@ -258,10 +258,10 @@ def test_half_precision_trains(data: Path, tmp_path: Path) -> None:
 def test_initial_weights_depend_on_the_seed_alone() -> None:
     torch.manual_seed(5)
     state = torch.get_rng_state()
-    first = build_method(RECIPE, "kinect_v2", 3)
+    first = build_method(RECIPE, KINECT, 3)
     assert torch.equal(torch.get_rng_state(), state)
     torch.manual_seed(6)
-    again, other = build_method(RECIPE, "kinect_v2", 3), build_method(RECIPE, "kinect_v2", 4)
+    again, other = build_method(RECIPE, KINECT, 3), build_method(RECIPE, KINECT, 4)
     weights = [m.student.encoder.patch.weight for m in (first, again, other)]
     assert torch.equal(weights[0], weights[1])
     assert not torch.equal(weights[0], weights[2])

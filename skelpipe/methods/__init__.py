@@ -5,14 +5,14 @@ from __future__ import annotations
 import torch
 
 from skelpipe.config import Recipe
-from skelpipe.manifest import load_topology
 from skelpipe.methods.slim import SLiM
+from skelpipe.skeleton import Topology
 
 METHODS = {"slim": SLiM}
 
 
-def build_method(recipe: Recipe, topology: str, seed: int) -> SLiM:
+def build_method(recipe: Recipe, topology: Topology, seed: int) -> SLiM:
     """The recipe's method with its initial weights, which depend on the seed alone."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return METHODS[recipe.method](recipe, load_topology(topology))
+        return METHODS[recipe.method](recipe, topology)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from skelpipe.errors import UserError
-from skelpipe.manifest import Dataset
+from skelpipe.manifest import Dataset, load_topology
 from skelpipe.shards.card import (
     CARD,
     Card,
@@ -108,6 +108,7 @@ def gather(
             row for row in found.refused if in_range(row[0], dataset) and row[0] not in left_out
         ),
         source=Source(
+            layout=dataset.format,
             recordings=len(members),
             digest=digest_of(sorted((m.source, m.size) for m in members.values())),
         ),
@@ -218,7 +219,8 @@ def finish(split: str, raw: Raw, plan: Plan, tasks: dict[int, Task], folder: Pat
         dataset=raw.dataset.name,
         title=raw.dataset.title,
         split=split,
-        topology=raw.dataset.topology,
+        topology=load_topology(raw.dataset.topology),
+        fps=raw.dataset.fps,
         pipeline=_pipeline_stamp(raw),
         precision="float32",
         classes=raw.dataset.classes,
@@ -294,7 +296,7 @@ def _missing_stamp(raw: Raw) -> MissingStamp:
     )
 
 
-Stamp = Source | MissingStamp | PipelineStamp
+Stamp = Source | MissingStamp | PipelineStamp | None
 
 
 def _fits(folder: Path, how: str, found: Stamp, expected: Stamp) -> None:
@@ -316,6 +318,8 @@ def _told(stamp: Stamp) -> str:
             return f"{stamp.count} names left out" if stamp.applied else "no list applied"
         case PipelineStamp():
             return f"{stamp.name} version {stamp.version}"
+        case None:
+            return "no list known"
 
 
 def _stamp(file: Path) -> FileStamp:

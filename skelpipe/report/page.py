@@ -12,7 +12,6 @@ import torch
 from matplotlib.figure import Figure
 
 from skelpipe.checkpoint import Run, complete_checkpoints, read_json
-from skelpipe.manifest import load_topology
 from skelpipe.methods import build_method
 from skelpipe.methods.slim import chance_loss
 from skelpipe.protocols.evaluate import load_protocol, load_student
@@ -249,8 +248,7 @@ def _views(run: Run, data: Path, count: int = 2) -> Figure:
     method = build_method(run.recipe, card.topology, int(run.data["seed"]))
     bodies, globals_, locals_ = method.views(batch)
     names = [card.classes[label] for label in table["label"].to_pylist()]
-    topology = load_topology(card.topology)
-    return views_figure(names, bodies.sample_B.tolist(), [globals_, *locals_], topology)
+    return views_figure(names, bodies.sample_B.tolist(), [globals_, *locals_], card.topology)
 
 
 def _features(run: Run, data: Path, device: torch.device) -> Figure:

@@ -12,9 +12,13 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
 from skelpipe.errors import UserError
+from skelpipe.skeleton import Topology
+
+Precision = Literal["float32", "int16"]
 
 CARD = "card.json"
-FORMAT = 1
+STEP = 0.00025  # metres; of the positions that are stored as int16
+FORMAT = 2
 
 
 class _Strict(BaseModel):
@@ -36,7 +40,8 @@ class Tally(_Strict):
 class Counts(_Strict):
     """What the set holds, beside the published number of samples of each part.
 
-    ``rejected`` counts samples by reason; ``missing`` those left out by the missing list.
+    ``published`` is empty where nobody has published counts. ``rejected`` counts samples by reason,
+    ``missing`` those left out by the missing list, ``odd`` what was read though it is odd, by kind.
     """
 
     total: Tally
@@ -45,6 +50,7 @@ class Counts(_Strict):
     published: dict[str, int]
     rejected: dict[str, int]
     missing: int
+    odd: dict[str, int] = {}
 
 
 class PipelineStamp(_Strict):
@@ -69,8 +75,9 @@ class MissingStamp(_Strict):
 
 
 class Source(_Strict):
-    """The raw recordings: how many, and a digest over their sorted (name, size)."""
+    """The raw recordings: their layout, how many, and a digest over their sorted (name, size)."""
 
+    layout: str
     recordings: int
     digest: str
 
@@ -81,18 +88,25 @@ class FileStamp(_Strict):
 
 
 class Card(_Strict):
-    """Everything a reader must know of a prepared set. See `read_card`."""
+    """Everything a reader must know of a prepared set. See `read_card`.
 
-    format: Literal[1] = 1
+    ``topology`` is the skeleton as stored, its axes and all. ``precision`` "int16" stores positions
+    in steps of `STEP` metres. ``metric`` is False where the unit of positions is not known.
+    ``missing_list`` is None where the data set has none.
+    """
+
+    format: Literal[2] = 2
     dataset: str
     title: str
     split: str
-    topology: str
+    topology: Topology
+    fps: float
     pipeline: PipelineStamp
-    precision: Literal["float32"]
+    precision: Precision
+    metric: bool = True
     classes: tuple[str, ...]
     counts: Counts
-    missing_list: MissingStamp
+    missing_list: MissingStamp | None
     warnings: tuple[str, ...]
     source: Source
     files: dict[str, FileStamp]

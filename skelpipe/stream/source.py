@@ -23,7 +23,6 @@ import torch
 from torch import Tensor
 
 from skelpipe.errors import UserError
-from skelpipe.manifest import load_topology
 from skelpipe.shards.card import Card, read_card
 from skelpipe.shards.index import read_index
 
@@ -190,7 +189,7 @@ class _Reader:
     def __init__(self, folder: Path, table: pa.Table) -> None:
         card: Card = read_card(folder)
         self.folder = folder
-        self.joints = len(load_topology(card.topology).joints)
+        self.joints = len(card.topology.joints)
         self.key = table["key"].to_pylist()
         self.shard = np.array(table["shard"].to_pylist())
         self.offset = _int64(table, "offset")

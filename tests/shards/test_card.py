@@ -9,6 +9,7 @@ import pytest
 from pydantic import ValidationError
 
 from skelpipe.errors import UserError
+from skelpipe.manifest import load_topology
 from skelpipe.shards.card import (
     CARD,
     Card,
@@ -35,7 +36,8 @@ def card(**changes: Any) -> Card:
         "dataset": "ntu60",
         "title": "NTU RGB+D",
         "split": "xsub",
-        "topology": "kinect_v2",
+        "topology": load_topology("kinect_v2"),
+        "fps": 30.0,
         "pipeline": PipelineStamp(name="ctrgcn", version=1, switches={}),
         "precision": "float32",
         "classes": ("drink water", "é"),
@@ -44,7 +46,7 @@ def card(**changes: Any) -> Card:
         ),
         "missing_list": MissingStamp(applied=False, official=False, count=1, sha256="", where=""),
         "warnings": ("a part",),
-        "source": Source(recordings=2, digest="abc"),
+        "source": Source(layout="ntu", recordings=2, digest="abc"),
         "files": {"train-000000.tar": FileStamp(size=1, sha256="ab")},
         "data_digest": "d",
     }
@@ -83,7 +85,7 @@ def test_every_flipped_bit_is_noticed(tmp_path: Path) -> None:
 def test_another_format_and_unknown_fields(tmp_path: Path) -> None:
     file = write(tmp_path)
     table = json.loads(file.read_bytes())
-    file.write_text(json.dumps(table | {"format": 2}))
+    file.write_text(json.dumps(table | {"format": 3}))
     with pytest.raises(UserError, match="another format"):
         read_card(tmp_path)
     del table["digest"]
