@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import tomllib
+from collections.abc import Mapping
 from importlib import resources
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    TypeAdapter,
+    ValidationError,
+    model_validator,
+)
 
 from skelpipe.errors import UserError, nearest
 from skelpipe.skeleton import Topology
 
+Part = Literal["train", "test"]
 Field = Literal["subject", "camera", "setup"]
 
 
@@ -26,9 +35,15 @@ class Counts(_Strict):
 
 
 class Split(_Strict):
-    """Which values of one file-name field train and which test: explicit lists, never formulas."""
+    """A way to divide a data set into train and test."""
 
     title: str
+    published: Counts | None = None
+
+
+class FieldSplit(Split):
+    """Which values of one file-name field train and which test: explicit lists, never formulas."""
+
     field: Field
     train: tuple[int, ...]
     test: tuple[int, ...]
@@ -41,11 +56,21 @@ class Split(_Strict):
             raise ValueError(f"{self.field} {sorted(both)} stands in both train and test")
         return self
 
-    def part(self, value: int) -> Literal["train", "test"] | None:
+    def part(self, value: int) -> Part | None:
         """The part a value of the field belongs to; None where it stands in neither list."""
         if value in self.train:
             return "train"
         return "test" if value in self.test else None
+
+
+class ListedSplit(Split):
+    """A split that the data owners' file lists, recording by recording.
+
+    ``file`` is a regular expression for the file's name; ``recordings`` how many it lists.
+    """
+
+    file: str
+    recordings: Counts
 
 
 class MissingList(_Strict):
@@ -62,26 +87,42 @@ class MissingList(_Strict):
 class Dataset(_Strict):
     """A data set: what its recordings are called, what classes they show, how they are split.
 
-    ``setups`` and ``actions`` (first, last; counted from 1, as in file names) say which
-    recordings belong to it, so that NTU-60 can be taken out of a folder that holds NTU-120.
-    ``mutual`` lists the actions (from 1) that two people perform together.
+    ``mutual`` lists the actions (from 1) that two people perform together. ``published`` is the
+    number of samples that others report, None where they do not agree or nobody has.
     """
 
     kind: Literal["dataset"]
     name: str
     title: str
-    format: Literal["ntu"]
     topology: str
-    fps: int
+    fps: float
+    where: str
+    classes: tuple[str, ...]
+    mutual: tuple[int, ...] = ()
+    published: int | None = None
+    splits: Mapping[str, Split]
+
+    def split(self, name: str) -> Split:
+        """The split of that name; an unknown one is the user's error."""
+        if name not in self.splits:
+            raise UserError(f"{self.name} has no split '{name}'", remedy=nearest(name, self.splits))
+        return self.splits[name]
+
+
+class NtuDataset(Dataset):
+    """NTU RGB+D: one `.skeleton` file a sample.
+
+    ``setups`` and ``actions`` (first, last; counted from 1, as in file names) say which
+    recordings belong to it, so that NTU-60 can be taken out of a folder that holds NTU-120.
+    """
+
+    format: Literal["ntu"]
     setups: tuple[int, int]
     actions: tuple[int, int]
     recordings: int
     published: int
-    where: str
-    mutual: tuple[int, ...]
     missing: MissingList
-    splits: dict[str, Split]
-    classes: tuple[str, ...]
+    splits: Mapping[str, FieldSplit]
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -92,11 +133,22 @@ class Dataset(_Strict):
                 raise ValueError(f"the published counts of {name} do not add up")
         return self
 
-    def split(self, name: str) -> Split:
-        """The split of that name; an unknown one is the user's error."""
-        if name not in self.splits:
-            raise UserError(f"{self.name} has no split '{name}'", remedy=nearest(name, self.splits))
-        return self.splits[name]
+
+class PkuDataset(Dataset):
+    """PKU-MMD: recordings of minutes, each with a list of the actions in it.
+
+    ``names`` is a regular expression for the names of its recordings, by which the two phases are
+    told apart; ``recordings`` how many there are.
+    """
+
+    format: Literal["pku"]
+    names: str
+    recordings: int
+    splits: Mapping[str, ListedSplit]
+
+
+AnyDataset = NtuDataset | PkuDataset
+_DATASET: TypeAdapter[AnyDataset] = TypeAdapter(Annotated[AnyDataset, Discriminator("format")])
 
 
 def manifest_names(kind: str) -> list[str]:
@@ -125,10 +177,10 @@ def read_manifest(kind: str, name: str) -> dict[str, Any]:
     return table
 
 
-def load_dataset(name: str) -> Dataset:
+def load_dataset(name: str) -> AnyDataset:
     """A packaged data set manifest by name, such as "ntu60"."""
     try:
-        return Dataset.model_validate(read_manifest("dataset", name))
+        return _DATASET.validate_python(read_manifest("dataset", name))
     except ValidationError as error:
         raise UserError(f"the manifest of data set '{name}' is wrong", found=error) from error
 

@@ -11,7 +11,7 @@ import stat
 import tarfile
 import zipfile
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from types import TracebackType
@@ -33,7 +33,7 @@ _KNOWN = {
 _PACKED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ")  # gzip, bzip2, xz: no reading from the middle
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Member:
     """A recording where it lies: so many bytes of a file from an offset on.
 
@@ -147,13 +147,20 @@ class Reader:
         return b"".join(parts)
 
 
-def find_recordings(raw: Sequence[Path], name: re.Pattern[str], title: str) -> Found:
+def find_recordings(
+    raw: Sequence[Path],
+    name: re.Pattern[str],
+    title: str,
+    kind: Callable[[Member], str] = lambda member: "",
+) -> Found:
     """All recordings in folders (with what is below them), zips, tars and loose files.
 
     Args:
         raw: Where to look.
         name: What a recording's base name looks like; its first group is the key.
         title: The data set's, for messages.
+        kind: Tells members of one name apart, by where they lie or what they hold: what it returns
+            is put before the key.
 
     Raises:
         UserError: there is no such place, a named file is no archive or is damaged, the same
@@ -170,11 +177,12 @@ def find_recordings(raw: Sequence[Path], name: re.Pattern[str], title: str) -> F
         if match is None:
             others[_known(member.source)] += 1
             continue
-        key = match.group(1)
         fault = _fault(member)
         if fault:
-            refused[key] = (member.source, fault)
-        elif key in found:
+            refused[match.group(1)] = (member.source, fault)
+            continue
+        key = kind(member) + match.group(1)
+        if key in found:
             _same(found[key], member)
             twice += 1
         else:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from secrets import token_hex
 
 NEW = ".new-"
 
 
 def new_name(file: Path) -> Path:
     """The name under which a process writes a file until it is whole; `leftovers` finds it."""
-    return file.parent / f"{NEW}{os.getpid()}-{file.name}"
+    return file.parent / f"{NEW}{token_hex(4)}-{file.name}"
 
 
 def leftovers(folder: Path) -> list[Path]:

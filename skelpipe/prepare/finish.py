@@ -6,13 +6,13 @@ import hashlib
 import json
 import shutil
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from skelpipe.errors import UserError
-from skelpipe.manifest import Dataset, load_topology
+from skelpipe.manifest import AnyDataset
 from skelpipe.shards.card import (
     CARD,
     Card,
@@ -20,6 +20,7 @@ from skelpipe.shards.card import (
     FileStamp,
     MissingStamp,
     PipelineStamp,
+    Precision,
     Source,
     Tally,
     card_bytes,
@@ -28,98 +29,30 @@ from skelpipe.shards.card import (
 )
 from skelpipe.shards.index import INDEX, write_index
 
-from . import ntu
-from .archive import Member, find_recordings
 from .files import flush, into_place, write_whole
-from .missing import Missing, find_missing, in_range
+from .listing import Listing, Row
 from .normalise import Pipeline
 from .plan import Plan
+from .task import Job, Task
 
 REJECTED = "rejected.jsonl"
 _AGAIN = "--force makes it anew"
 
-Row = tuple[str, str, str]
-"""A rejection: key, source, reason."""
-
-
-@dataclass(frozen=True)
-class Task:
-    """What a task left behind: an index row per sample, rejections, its shard's size and sha256."""
-
-    rows: list[dict[str, Any]]
-    rejected: list[Row]
-    size: int
-    sha256: str
-
 
 @dataclass(frozen=True)
 class Raw:
-    """The raw side of a preparation.
+    """The raw side of a preparation, and what is to be made of it."""
 
-    Attributes:
-        dataset: What is prepared.
-        pipeline: How.
-        members: Key -> where it lies, of the recordings to read.
-        refused: Recordings that are not even read.
-        source: Identity of all recordings of the data set that were found.
-        missing: The list that was applied.
-        notes: What was passed over, in sentences.
-    """
-
-    dataset: Dataset
+    dataset: AnyDataset
     pipeline: Pipeline
-    members: dict[str, Member]
-    refused: tuple[Row, ...]
-    source: Source
-    missing: Missing | None
-    notes: tuple[str, ...]
-
-
-def gather(
-    dataset: Dataset, pipeline: Pipeline, raw: Sequence[Path], missing_list: Path | None
-) -> Raw:
-    """Find a data set's recordings and its missing list.
-
-    Raises:
-        UserError: there are none, or what is there cannot be used (see `find_recordings`).
-    """
-    found = find_recordings(raw, ntu.NAME, dataset.title)
-    members = {key: m for key, m in found.recordings.items() if in_range(key, dataset)}
-    if not members:
-        raise UserError(
-            f"none of the recordings belongs to {dataset.title}",
-            file=", ".join(map(str, raw)),
-            found=f"{len(found.recordings):,} others, such as {next(iter(found.recordings))}",
-            expected=f"setups {dataset.setups[0]}-{dataset.setups[1]} and "
-            f"actions {dataset.actions[0]}-{dataset.actions[1]}",
-            remedy="name the data set they belong to, or another archive with --raw",
-        )
-    notes = list(found.notes)
-    if len(members) < len(found.recordings):
-        others = len(found.recordings) - len(members)
-        notes.append(f"left out {others:,} recordings that do not belong to {dataset.title}")
-    missing = find_missing(found.texts, dataset, missing_list)
-    left_out = missing.names if missing else frozenset()
-    return Raw(
-        dataset=dataset,
-        pipeline=pipeline,
-        members={key: member for key, member in members.items() if key not in left_out},
-        refused=tuple(
-            row for row in found.refused if in_range(row[0], dataset) and row[0] not in left_out
-        ),
-        source=Source(
-            layout=dataset.format,
-            recordings=len(members),
-            digest=digest_of(sorted((m.source, m.size) for m in members.values())),
-        ),
-        missing=missing,
-        notes=tuple(notes),
-    )
+    switches: Mapping[str, str]
+    precision: Precision
+    listing: Listing
 
 
 def rejections(split: str, raw: Raw, plan: Plan, tasks: dict[int, Task]) -> list[Row]:
     """What a split lacks as far as the tasks (by group number) are done, sorted."""
-    rows = [*plan.outside[split], *raw.refused]
+    rows = [*raw.listing.outside.get(split, ()), *raw.listing.refused]
     for group in plan.of([split]):
         if group.number in tasks:
             rows += tasks[group.number].rejected
@@ -148,9 +81,14 @@ def standing(folder: Path, raw: Raw) -> Card | None:
             found=error.what,
             remedy=_AGAIN,
         ) from error
-    _fits(folder, "from other raw data", card.source, raw.source)
-    _fits(folder, "with another missing list", card.missing_list, _missing_stamp(raw))
-    _fits(folder, "by another version of the pipeline", card.pipeline, _pipeline_stamp(raw))
+    _fits(folder, "from other raw data", card.source, raw.listing.source)
+    _fits(folder, "with another missing list", card.missing_list, raw.listing.missing)
+    _fits(
+        folder,
+        "by another version of the pipeline, or with other switches",
+        card.pipeline,
+        _pipeline_stamp(raw),
+    )
     for name, stamp in card.files.items():
         file = folder / name
         size = file.stat().st_size if file.is_file() else None
@@ -182,14 +120,17 @@ def check_replaceable(folder: Path) -> None:
         )
 
 
-def finish(split: str, raw: Raw, plan: Plan, tasks: dict[int, Task], folder: Path) -> Card:
+def finish(split: str, raw: Raw, plan: Plan, job: Job, tasks: dict[int, Task]) -> Card:
     """Write a split's index, its rejections and, last, its card beside its finished shards."""
+    folder = job.work / split
     rows: list[dict[str, Any]] = []
     files: dict[str, FileStamp] = {}
+    odd: Counter[str] = Counter()
     for group in plan.of([split]):
         task, part, shard = tasks[group.number], group.parts[split], group.shards[split]
         files[shard] = FileStamp(size=task.size, sha256=task.sha256)
-        rows += [{**row, "part": part, "shard": shard} for row in task.rows]
+        odd.update(task.odd)
+        rows += [{**row, "part": part, "shard": shard} for row in job.rows(group)]
     rejected = rejections(split, raw, plan, tasks)
     if not rows:
         found = "; ".join(f"{source}: {reason}" for _, source, reason in rejected[:3])
@@ -207,27 +148,29 @@ def finish(split: str, raw: Raw, plan: Plan, tasks: dict[int, Task], folder: Pat
     for name in (INDEX, REJECTED):
         flush(folder / name)
         files[name] = _stamp(folder / name)
+    published = raw.dataset.split(split).published
     counts = Counts(
         total=_tally(rows),
         train=_tally(row for row in rows if row["part"] == "train"),
         test=_tally(row for row in rows if row["part"] == "test"),
-        published=raw.dataset.splits[split].published.model_dump(),
+        published=published.model_dump() if published else {},
         rejected=dict(count_kinds(rejected)),
-        missing=raw.source.recordings - len(raw.members),
+        missing=raw.listing.left_out,
+        odd=dict(sorted(odd.items())),
     )
     card = Card(
         dataset=raw.dataset.name,
         title=raw.dataset.title,
         split=split,
-        topology=load_topology(raw.dataset.topology),
+        topology=job.topology,
         fps=raw.dataset.fps,
         pipeline=_pipeline_stamp(raw),
-        precision="float32",
+        precision=raw.precision,
         classes=raw.dataset.classes,
         counts=counts,
-        missing_list=_missing_stamp(raw),
+        missing_list=raw.listing.missing,
         warnings=tuple(_warnings(raw, counts)),
-        source=raw.source,
+        source=raw.listing.source,
         files=files,
         data_digest=digest_of(sorted((row["key"], row["sha256"]) for row in rows)),
     )
@@ -247,14 +190,14 @@ def put_in_place(made: Path, final: Path) -> None:
 def _tally(rows: Iterable[dict[str, Any]]) -> Tally:
     rows = list(rows)
 
-    def per(field: str) -> dict[int, int]:
-        return dict(Counter(row[field] for row in rows))
+    def per(field: str, least: int = 1) -> dict[int, int]:
+        return dict(Counter(row[field] for row in rows if row[field] >= least))
 
     return Tally(
         samples=len(rows),
         bodies=sum(row["bodies"] for row in rows),
         frames=sum(row["frames"] for row in rows),
-        classes=per("label"),
+        classes=per("label", 0),
         subjects=per("subject"),
         cameras=per("camera"),
         setups=per("setup"),
@@ -263,36 +206,25 @@ def _tally(rows: Iterable[dict[str, Any]]) -> Tally:
 
 def _warnings(raw: Raw, counts: Counts) -> Iterator[str]:
     """What every table made from the set must repeat."""
-    dataset, missing = raw.dataset, raw.missing
-    where = dataset.missing.where
-    if missing and not missing.official:
-        yield (
-            f"the applied missing list of {len(missing.names)} names is not the official one of "
-            f"{dataset.missing.count}, which is to be had from {where}"
-        )
+    yield from raw.listing.warnings
+    dataset, missing = raw.dataset, raw.listing.missing
     samples, published = counts.total.samples, dataset.published
+    if published is None:
+        return
+    not_applied = "official list of missing skeletons not applied"
     if samples < published:
         part = f"a part of {dataset.title}: {samples:,} of {published:,} samples"
-        yield part if missing else f"{part}; official list of missing skeletons not applied"
-    elif samples > published:
+        yield f"{part}; {not_applied}" if missing and not missing.applied else part
+    elif samples > published and missing:
         yield (
-            f"official list of missing skeletons not applied: {samples:,} samples where "
-            f"{published:,} are published; get it from {where} and lay it beside the raw data"
+            f"{not_applied}: {samples:,} samples where {published:,} are published; get it from "
+            f"{missing.where} and lay it beside the raw data"
         )
 
 
 def _pipeline_stamp(raw: Raw) -> PipelineStamp:
-    return PipelineStamp(name=raw.pipeline.name, version=raw.pipeline.version, switches={})
-
-
-def _missing_stamp(raw: Raw) -> MissingStamp:
-    missing, official = raw.missing, raw.dataset.missing
-    return MissingStamp(
-        applied=missing is not None,
-        official=missing is not None and missing.official,
-        count=len(missing.names) if missing else official.count,
-        sha256=missing.sha256 if missing else official.sha256,
-        where=official.where,
+    return PipelineStamp(
+        name=raw.pipeline.name, version=raw.pipeline.version, switches=dict(raw.switches)
     )
 
 
@@ -317,7 +249,8 @@ def _told(stamp: Stamp) -> str:
         case MissingStamp():
             return f"{stamp.count} names left out" if stamp.applied else "no list applied"
         case PipelineStamp():
-            return f"{stamp.name} version {stamp.version}"
+            switches = ", ".join(f"{name} = {value}" for name, value in stamp.switches.items())
+            return f"{stamp.name} version {stamp.version}, {switches}".removesuffix(", ")
         case None:
             return "no list known"
 

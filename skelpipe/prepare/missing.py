@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from skelpipe.errors import UserError
-from skelpipe.manifest import Dataset
+from skelpipe.manifest import NtuDataset
 
 from .ntu import parse_name
 
@@ -27,7 +27,7 @@ class Missing:
     sha256: str
 
 
-def find_missing(texts: Iterable[Path], dataset: Dataset, named: Path | None) -> Missing | None:
+def find_missing(texts: Iterable[Path], dataset: NtuDataset, named: Path | None) -> Missing | None:
     """The list to apply: the named one, else the official one if it is among some text files.
 
     Lists are cut to the range of the data set, so that the one of NTU RGB+D 120 serves NTU RGB+D.
@@ -49,7 +49,7 @@ def find_missing(texts: Iterable[Path], dataset: Dataset, named: Path | None) ->
     return next((m for m in (_read(text, dataset) for text in texts) if m.official), None)
 
 
-def in_range(key: str, dataset: Dataset) -> bool:
+def in_range(key: str, dataset: NtuDataset) -> bool:
     """Whether a recording belongs to the data set, by its setup and action."""
     name = parse_name(key)
     return (
@@ -58,7 +58,7 @@ def in_range(key: str, dataset: Dataset) -> bool:
     )
 
 
-def _read(file: Path, dataset: Dataset) -> Missing:
+def _read(file: Path, dataset: NtuDataset) -> Missing:
     try:
         text = file.read_text(encoding="utf-8", errors="replace")
     except OSError as error:

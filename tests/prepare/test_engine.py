@@ -15,7 +15,7 @@ import pytest
 import raw
 
 from skelpipe.errors import UserError
-from skelpipe.prepare import archive, engine, finish, plan
+from skelpipe.prepare import archive, engine, finish, plan, task
 from skelpipe.prepare.engine import Preparation, Progress, prepare
 from skelpipe.shards.card import read_card
 from skelpipe.shards.index import read_index
@@ -279,16 +279,16 @@ def test_a_full_disk_names_the_bytes_needed_and_continues(
     place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run(place, tmp_path / "whole")
-    real, calls = engine.write_whole, []
+    real, calls = task.write_whole, []
 
     def full(file: Path, data: bytes) -> None:
         calls.append(file)
-        if len(calls) == 4:
+        if len(calls) == 8:
             raise OSError(errno.ENOSPC, "No space left on device")
         real(file, data)
 
     with monkeypatch.context() as patch:
-        patch.setattr(engine, "write_whole", full)
+        patch.setattr(task, "write_whole", full)
         with pytest.raises(UserError, match="the disk is full") as caught:
             run(place, tmp_path / "out")
     assert "bytes more" in str(caught.value)

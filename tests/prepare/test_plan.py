@@ -5,12 +5,19 @@ from pathlib import Path
 import pytest
 import raw
 
-from skelpipe.manifest import load_dataset
+from skelpipe.manifest import NtuDataset, load_dataset
 from skelpipe.prepare import plan as planning
 from skelpipe.prepare.archive import Member
+from skelpipe.prepare.listing import Unit
+from skelpipe.prepare.ntu_listing import _unit, list_ntu
 from skelpipe.prepare.plan import Plan, make_plan
 
 NTU60 = load_dataset("ntu60")
+assert isinstance(NTU60, NtuDataset)
+
+
+def listed(members: dict[str, Member]) -> list[Unit]:
+    return [_unit(NTU60, key, members[key], {}) for key in sorted(members)]
 
 
 def members(subjects: range, where: str = "a.zip") -> dict[str, Member]:
@@ -25,16 +32,17 @@ def members(subjects: range, where: str = "a.zip") -> dict[str, Member]:
 @pytest.fixture
 def plan(monkeypatch: pytest.MonkeyPatch) -> Plan:
     monkeypatch.setattr(planning, "SHARD_BYTES", 1000)
-    return make_plan(NTU60, members(range(1, 9)))
+    return make_plan(NTU60.splits, listed(members(range(1, 9))))
 
 
 def test_every_sample_stands_once_in_every_split(plan: Plan) -> None:
     for split, rule in NTU60.splits.items():
         seen = []
         for group in plan.of([split]):
-            for sample in group.samples:
-                assert rule.part(getattr(sample.name, rule.field)) == group.parts[split]
-                seen.append(sample.key)
+            for unit in group.units:
+                (clip,) = unit.clips
+                assert rule.part(getattr(clip, rule.field)) == group.parts[split]
+                seen.append(clip.key)
         assert sorted(seen) == sorted(members(range(1, 9)))
 
 
@@ -45,7 +53,7 @@ def test_shards_are_numbered_without_a_gap_and_of_about_one_size(plan: Plan) -> 
             of_part = [name for name in names if name.startswith(part)]
             assert len(of_part) > 2
             assert of_part == [f"{part}-{number:06d}.tar" for number in range(len(of_part))]
-    sizes = [group.size // planning._TEXT_PER_BYTE for group in plan.groups]
+    sizes = [group.stored for group in plan.groups]
     assert max(sizes) <= 1000 + 110
     assert min(sizes) > 500
 
@@ -55,14 +63,18 @@ def test_the_plan_depends_on_names_and_sizes_only(plan: Plan) -> None:
         key: Member(Path("elsewhere"), f"x/{key}.skeleton", 1, 1, member.size, "plain")
         for key, member in reversed(members(range(1, 9)).items())
     }
-    assert make_plan(NTU60, moved).digest == plan.digest
-    assert make_plan(NTU60, members(range(1, 8))).digest != plan.digest
+    assert make_plan(NTU60.splits, listed(moved)).digest == plan.digest
+    assert make_plan(NTU60.splits, listed(members(range(1, 8)))).digest != plan.digest
 
 
-def test_a_value_in_neither_list_is_outside_of_that_split_alone(plan: Plan) -> None:
-    strange = make_plan(NTU60, members(range(40, 42)))
-    keys = [key for key, _, _ in strange.outside["xsub"]]
-    assert keys == sorted(key for key in members(range(41, 42)))
-    assert "subject 41" in strange.outside["xsub"][0][2]
-    assert not strange.outside["xview"]
-    assert strange.planned("xsub") == strange.planned("xview") == 30
+def test_a_value_in_neither_list_is_outside_of_that_split_alone(tmp_path: Path) -> None:
+    names = [raw.key(camera=camera, subject=s) for s in (40, 41) for camera in (1, 2, 3)]
+    place = raw.write_zip(tmp_path / "raw.zip", dict.fromkeys(names, b"0\n"))
+    listing = list_ntu(NTU60, [place], None)
+    outside = listing.outside["xsub"]
+    assert [key for key, _, _ in outside] == sorted(raw.key(camera=c, subject=41) for c in (1, 2, 3))
+    assert "subject 41" in outside[0][2]
+    assert not listing.outside["xview"]
+    plan = make_plan(NTU60.splits, listing.units)
+    assert sum(group.clips for group in plan.of(["xsub"])) == 3
+    assert sum(group.clips for group in plan.of(["xview"])) == 6
