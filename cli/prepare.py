@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.progress import (
@@ -29,7 +29,12 @@ if TYPE_CHECKING:
 
 
 def prepare(
-    dataset: Annotated[str, typer.Argument(help="Data set: ntu60 or ntu120.")],
+    dataset: Annotated[
+        str,
+        typer.Argument(
+            help="Data set: ntu60, ntu120, pku1, pku2, or the manifest of your own (my.toml)."
+        ),
+    ],
     split: Annotated[
         list[str] | None,
         typer.Option(help="Split: xsub, xview or xset. Repeat it for several. Default: all."),
@@ -48,10 +53,41 @@ def prepare(
         ),
     ] = None,
     pipeline: Annotated[
-        str, typer.Option(help="How recordings are cleaned and normalised.")
+        str,
+        typer.Option(
+            help="How recordings are cleaned and normalised: ctrgcn (SLiM, MAMP) or agcn (PCM3, "
+            "CMD); recordings keeps whole recordings as they are."
+        ),
     ] = "ctrgcn",
+    change: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", metavar="SWITCH=VALUE", help="Turn a switch of the pipeline. Repeatable."
+        ),
+    ] = None,
+    dtype: Annotated[
+        Literal["float32", "int16"],
+        typer.Option(help="Of positions: int16 takes half the room, to 0.125 mm."),
+    ] = "float32",
+    recordings: Annotated[
+        bool,
+        typer.Option(
+            "--recordings/--no-recordings",
+            help="PKU-MMD: keep whole recordings too, for detection.",
+        ),
+    ] = True,
+    engine: Annotated[
+        Literal["local", "dask"], typer.Option(help="Who works: processes here, or a Dask cluster.")
+    ] = "local",
+    scheduler: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ADDRESS",
+            help="Of a running Dask scheduler. Default: Dask starts --workers here.",
+        ),
+    ] = None,
     workers: Annotated[
-        int | None, typer.Option(min=1, help="Processes. Default: one for every core.")
+        int | None, typer.Option(min=1, help="Processes here. Default: one for every core.")
     ] = None,
     missing_list: Annotated[
         Path | None,
@@ -77,34 +113,66 @@ def prepare(
         skelpipe prepare ntu60 --split xsub --split xview --raw nturgbd_skeletons_s001_to_s017.zip
 
         skelpipe prepare ntu120 --split xset --raw /data/ntu --out /fast/shards --workers 8
-    """
-    from skelpipe.prepare.engine import prepare as run
 
-    with _bar() as report:
-        result = run(
-            dataset,
-            split or (),
-            raw=raw or [Path(os.environ.get("SKELPIPE_RAW") or "data/raw")],
-            out=out or shards_root(),
-            pipeline=pipeline,
-            workers=workers,
-            missing_list=missing_list,
-            force=force,
-            progress=report,
-        )
-    for note in result.notes:
-        console.print(f"note: {note}", soft_wrap=True, markup=False)
-    for made in result.sets:
-        _show(made)
-    for warning in dict.fromkeys(text for made in result.sets for text in made.card.warnings):
+        skelpipe prepare pku1 --split xsub --pipeline agcn --set tail=zeros --dtype int16
+
+        skelpipe prepare ntu120 --engine dask --scheduler tcp://10.0.0.1:8786
+    """
+    from skelpipe.errors import UserError
+    from skelpipe.manifest import load_dataset
+    from skelpipe.prepare.engine import prepare as run
+    from skelpipe.prepare.normalise import find_pipeline
+
+    if scheduler is not None and engine != "dask":
+        raise UserError("--scheduler is for --engine dask", remedy="add --engine dask")
+    switches = _switches(change or [])
+    runs = [(pipeline, switches)]
+    if recordings and pipeline != "recordings" and load_dataset(dataset).format == "pku":
+        of_clips = find_pipeline(pipeline).switches
+        runs.append(("recordings", {k: v for k, v in switches.items() if k not in of_clips}))
+    warnings: dict[str, None] = {}
+    for one, turned in runs:
+        with _bar(one) as report:
+            result = run(
+                dataset,
+                split or (),
+                raw=raw or [Path(os.environ.get("SKELPIPE_RAW") or "data/raw")],
+                out=out or shards_root(),
+                pipeline=one,
+                switches=turned,
+                precision=dtype if one == pipeline else "float32",
+                engine=engine,
+                scheduler=scheduler,
+                workers=workers,
+                missing_list=missing_list,
+                force=force,
+                progress=report,
+            )
+        for note in result.notes if one == pipeline else ():
+            console.print(f"note: {note}", soft_wrap=True, markup=False)
+        for made in result.sets:
+            _show(made)
+            warnings.update(dict.fromkeys(made.card.warnings))
+    for warning in warnings:
         show_warning(warning)
 
 
+def _switches(changes: list[str]) -> dict[str, str]:
+    from skelpipe.errors import UserError
+
+    for change in changes:
+        if "=" not in change:
+            raise UserError(
+                f"--set {change} turns no switch", expected="SWITCH=VALUE, such as gaps=kept"
+            )
+    return dict(change.split("=", 1) for change in changes)
+
+
 @contextmanager
-def _bar() -> Iterator[Callable[[Reading], None]]:
+def _bar(what: str) -> Iterator[Callable[[Reading], None]]:
     """A bar of recordings with their rate and the time left; yields what takes the progress."""
     bar = Progress(
-        TextColumn("preparing"),
+        TextColumn("preparing {task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
         TextColumn("{task.fields[rate]}"),
@@ -116,7 +184,7 @@ def _bar() -> Iterator[Callable[[Reading], None]]:
         disable=not console.is_terminal,
     )
     with bar:
-        task = bar.add_task("", total=None, rate="")
+        task = bar.add_task(what, total=None, rate="")
 
         def report(now: Reading) -> None:
             speed = bar.tasks[0].speed
@@ -130,6 +198,8 @@ def _show(made: Prepared) -> None:
     state = "prepared" if made.fresh else "nothing to do, it is there already"
     console.print(f"{made.folder}: {state}", soft_wrap=True, markup=False)
     console.print(counts_table(made.card))
+    for kind, count in made.card.counts.odd.items():
+        console.print(f"  odd, but read: {kind}: {count:,}", markup=False)
     if made.card.counts.rejected:
         console.print(rejections_table(made.card))
         console.print(

@@ -11,6 +11,7 @@ import errno
 import fcntl
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -185,18 +186,31 @@ def _make(
     )
     for name in splits:
         (work / name).mkdir(parents=True, exist_ok=True)
-    for leftover in leftovers(work):
-        leftover.unlink()
+    _clear(work)
     try:
         with _disk_full_told(plan, job):
             tasks = _work_on(raw, plan, job, run)
+            _clear(work)  # of workers that were lost on the way
             cards = {name: finish(name, raw, plan, job, tasks) for name in splits}
     except _TooManyError:
-        shutil.rmtree(work)
+        _remove(work)
         raise
     for name in splits:
         put_in_place(work / name, home / name)
     return cards
+
+
+def _remove(work: Path) -> None:
+    for _ in range(100):
+        shutil.rmtree(work, ignore_errors=True)
+        if not work.exists():
+            return
+        time.sleep(0.1)  # a cancelled task on a cluster may still be writing into it
+
+
+def _clear(work: Path) -> None:
+    for leftover in leftovers(work):
+        leftover.unlink(missing_ok=True)
 
 
 def _sweep(home: Path) -> None:
@@ -295,8 +309,7 @@ def _disk_full_told(plan: Plan, job: Job) -> Iterator[None]:
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
-        for leftover in leftovers(job.work):
-            leftover.unlink()
+        _clear(job.work)
         estimated, written, needed = 0, 0, 0
         for group in plan.of(job.splits):
             task = job.done(group)

@@ -11,6 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.compute as pc
+
 from skelpipe.errors import UserError
 from skelpipe.manifest import AnyDataset
 from skelpipe.shards.card import (
@@ -123,23 +126,32 @@ def check_replaceable(folder: Path) -> None:
 def finish(split: str, raw: Raw, plan: Plan, job: Job, tasks: dict[int, Task]) -> Card:
     """Write a split's index, its rejections and, last, its card beside its finished shards."""
     folder = job.work / split
-    rows: list[dict[str, Any]] = []
-    files: dict[str, FileStamp] = {}
-    odd: Counter[str] = Counter()
-    for group in plan.of([split]):
-        task, part, shard = tasks[group.number], group.parts[split], group.shards[split]
-        files[shard] = FileStamp(size=task.size, sha256=task.sha256)
-        odd.update(task.odd)
-        rows += [{**row, "part": part, "shard": shard} for row in job.rows(group)]
+    groups = plan.of([split])
+    files = {
+        group.shards[split]: FileStamp(
+            size=tasks[group.number].size, sha256=tasks[group.number].sha256
+        )
+        for group in groups
+    }
+    odd = sum((Counter(tasks[group.number].odd) for group in groups), Counter[str]())
     rejected = rejections(split, raw, plan, tasks)
-    if not rows:
+    if not any(tasks[group.number].samples for group in groups):
         found = "; ".join(f"{source}: {reason}" for _, source, reason in rejected[:3])
         raise UserError(
             f"no recording can be used for {split}",
             found=found,
             remedy="look whether this is the whole archive",
         )
-    write_index(folder / INDEX, rows)
+    digests: list[tuple[str, str]] = []
+
+    def rows() -> Iterator[dict[str, Any]]:
+        for group in groups:
+            of_group = {"part": group.parts[split], "shard": group.shards[split]}
+            for row in job.rows(group):
+                digests.append((row["key"], row["sha256"]))
+                yield row | of_group
+
+    index = write_index(folder / INDEX, rows())
     lines = (
         json.dumps({"key": key, "source": source, "reason": reason}) + "\n"
         for key, source, reason in rejected
@@ -150,9 +162,9 @@ def finish(split: str, raw: Raw, plan: Plan, job: Job, tasks: dict[int, Task]) -
         files[name] = _stamp(folder / name)
     published = raw.dataset.split(split).published
     counts = Counts(
-        total=_tally(rows),
-        train=_tally(row for row in rows if row["part"] == "train"),
-        test=_tally(row for row in rows if row["part"] == "test"),
+        total=_tally(index),
+        train=_tally(index.filter(pc.equal(index["part"], "train"))),
+        test=_tally(index.filter(pc.equal(index["part"], "test"))),
         published=published.model_dump() if published else {},
         rejected=dict(count_kinds(rejected)),
         missing=raw.listing.left_out,
@@ -172,7 +184,7 @@ def finish(split: str, raw: Raw, plan: Plan, job: Job, tasks: dict[int, Task]) -
         warnings=tuple(_warnings(raw, counts)),
         source=raw.listing.source,
         files=files,
-        data_digest=digest_of(sorted((row["key"], row["sha256"]) for row in rows)),
+        data_digest=digest_of(sorted(digests)),
     )
     write_whole(folder / CARD, card_bytes(card))
     return read_card(folder)
@@ -187,18 +199,17 @@ def put_in_place(made: Path, final: Path) -> None:
     into_place(made, final)
 
 
-def _tally(rows: Iterable[dict[str, Any]]) -> Tally:
-    rows = list(rows)
-
+def _tally(index: pa.Table) -> Tally:
     def per(field: str, least: int = 1) -> dict[int, int]:
-        return dict(Counter(row[field] for row in rows if row[field] >= least))
+        counted = pc.value_counts(index[field]).to_pylist()
+        return {row["values"]: row["counts"] for row in counted if row["values"] >= least}
 
     return Tally(
-        samples=len(rows),
-        bodies=sum(row["bodies"] for row in rows),
-        frames=sum(row["frames"] for row in rows),
-        classes=per("label", 0),
-        subjects=per("subject"),
+        samples=len(index),
+        bodies=pc.sum(index["bodies"]).as_py() or 0,
+        frames=pc.sum(index["frames"]).as_py() or 0,
+        classes=per("label", 0),  # -1: a whole recording shows many
+        subjects=per("subject"),  # 0: not stated
         cameras=per("camera"),
         setups=per("setup"),
     )

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -371,6 +373,50 @@ def test_killed_processes(tmp_path: Path, victim: str) -> None:
     assert not any(map(alive, workers)), "a worker outlived its run"
     subprocess.run(command("out", 1), check=True)
     assert raw.all_files(tmp_path / "out") == raw.all_files(tmp_path / "whole")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc")
+def test_fifty_kills_at_random_moments(tmp_path: Path) -> None:
+    place = raw.write_zip(tmp_path / "raw.zip", raw.some_recordings(480, frames=40))
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT)
+
+    def command(out: str, workers: int) -> list[str]:
+        return [sys.executable, str(script), str(place), str(tmp_path / out), str(workers)]
+
+    start = time.monotonic()
+    subprocess.run(command("whole", 2), check=True)
+    takes = time.monotonic() - start
+    expected = raw.all_files(tmp_path / "whole")
+    rng = np.random.default_rng(0)
+    kills = finished = at_work = 0
+    out = tmp_path / "out"
+    while kills < 50:
+        marked = {json.loads(f.read_text())["sha256"] for f in out.rglob("group-*.json")}
+        before = {
+            file: file.stat()
+            for file in out.rglob("t*.tar")
+            if hashlib.sha256(file.read_bytes()).hexdigest() in marked
+        }
+        process = subprocess.Popen(command("out", 2), start_new_session=True)
+        try:
+            process.wait(float(rng.uniform(0.3, 0.95)) * takes)
+        except subprocess.TimeoutExpired:
+            at_work += bool(list(out.rglob(".work-*/*")))
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            kills += 1
+        for file, was in before.items():  # what was finished stays, or has moved as it is
+            now = file if file.exists() else Path(*file.parts[:-3], *file.parts[-2:])
+            assert (now.stat().st_mtime_ns, now.stat().st_ino) == (was.st_mtime_ns, was.st_ino)
+        if process.returncode == 0:
+            assert raw.all_files(out) == expected
+            shutil.rmtree(out)
+            finished += 1
+    subprocess.run(command("out", 2), check=True)
+    assert raw.all_files(out) == expected
+    assert at_work > 25, (kills, at_work, finished)  # the kills did hit the work
 
 
 def test_prepares_real_recordings(

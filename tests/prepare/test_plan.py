@@ -72,7 +72,8 @@ def test_a_value_in_neither_list_is_outside_of_that_split_alone(tmp_path: Path) 
     place = raw.write_zip(tmp_path / "raw.zip", dict.fromkeys(names, b"0\n"))
     listing = list_ntu(NTU60, [place], None)
     outside = listing.outside["xsub"]
-    assert [key for key, _, _ in outside] == sorted(raw.key(camera=c, subject=41) for c in (1, 2, 3))
+    keys = [key for key, _, _ in outside]
+    assert keys == sorted(raw.key(camera=camera, subject=41) for camera in (1, 2, 3))
     assert "subject 41" in outside[0][2]
     assert not listing.outside["xview"]
     plan = make_plan(NTU60.splits, listing.units)
