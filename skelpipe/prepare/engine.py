@@ -134,6 +134,15 @@ def prepare(
     listing = list_raw(
         manifest, raw, pipeline=pipeline, switches=settled, missing_list=missing_list
     )
+    for name in names:
+        if not any(name in unit.parts for unit in listing.units):
+            outside = listing.outside.get(name, ())
+            raise UserError(
+                f"none of the recordings belongs to split {name} of {manifest.title}",
+                file=", ".join(map(str, raw)),
+                found=outside[0][2] if outside else f"{len(listing.units):,} of other splits",
+                remedy="choose another --split, or look whether this is the whole archive",
+            )
     material = Raw(manifest, chosen, settled, precision, listing)
     home = Path(out) / manifest.name / (pipeline if precision == "float32" else f"{pipeline}-int16")
     cards = {}

@@ -174,7 +174,7 @@ def finish(split: str, raw: Raw, plan: Plan, job: Job, tasks: dict[int, Task]) -
         dataset=raw.dataset.name,
         title=raw.dataset.title,
         split=split,
-        topology=job.topology,
+        topology=job.topology.model_copy(update={"up": raw.pipeline.up}),
         fps=raw.dataset.fps,
         pipeline=_pipeline_stamp(raw),
         precision=raw.precision,

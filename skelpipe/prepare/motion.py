@@ -7,7 +7,10 @@ to the bone that ends in a joint and turns about the axes of its parent bone: ab
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -31,9 +34,15 @@ PHASE = 0.04  # turns, of every bone against the others
 POSTURE = 6.0  # degrees, a performer's own carriage of every bone
 FIDGET = 4.0  # degrees, slow aimless motion of every bone
 IDLE = 0.15  # of a clip, at most, before and after the action
+RAMP = 0.08  # of a clip, from idle to active
 SECONDS = (1.5, 4.0)  # of an execution, which holds at least CYCLES
 CYCLES = 1.5
 FRAMES = (36, 150)
+
+# Of several executions in turn.
+FACING = 90.0  # degrees to either side of the middle camera, of the performance
+SHIFT = 20.0  # and again of every execution
+PAUSE = (10, 41)  # frames of idleness before, between and after executions
 
 # Rest pose: each joint from its parent, metres. The right side; the left is its mirror image.
 _REST = {
@@ -71,6 +80,30 @@ class Body:
     turns: Floats
 
 
+@dataclass(frozen=True)
+class Performance:
+    """Executions in turn, T frames: who is there when, and which frames each execution takes.
+
+    The second body, where an execution has one, is there (``present``, (T,) each) during its own
+    executions and half of the pauses around them.
+    """
+
+    bodies: list[Body]
+    present: list[npt.NDArray[np.bool_]]
+    spans: list[tuple[int, int]]  # first frame, frame after the last
+
+
+def generator(seed: int, use: str, *numbers: int) -> np.random.Generator:
+    """The random numbers of one use, such as a performer's body, apart from all others."""
+    return np.random.default_rng([seed, *use.encode(), *numbers])
+
+
+@lru_cache(maxsize=64)
+def invented(seed: int, subject: int) -> Performer:
+    """The performer of a number, the same in all recordings."""
+    return performer(generator(seed, "performer", subject))
+
+
 def performer(rng: np.random.Generator) -> Performer:
     """A person drawn at random; left and right are alike in length."""
     length = rng.normal(1, SIZE) * rng.normal(1, SIZE, 25).clip(0.8, 1.2)
@@ -92,11 +125,7 @@ def perform(
     Camera 2 of the scene looks along z. Either hand may lead. The first body is the actor's; a
     mutual programme has a second, which faces the actor.
     """
-    rate = what.rate * actor.tempo * np.exp(rng.normal(0, TEMPO / 2))
-    seconds = max(rng.uniform(*SECONDS), CYCLES / rate)
-    frames = int(np.clip(seconds * FPS, *FRAMES))
-    clock = rng.random() + rate / FPS * np.arange(frames)
-    clock += 0.06 * np.sin(2 * np.pi * (rng.random() + np.arange(frames) / (3 * FPS)))
+    clock = _clock(what, actor, rng)
     heading = np.radians(rng.uniform(-HEADING, HEADING))
     centre = rng.uniform(-0.3, 0.3, 3) * (1, 0, 1)
 
@@ -112,6 +141,46 @@ def perform(
         _place(reply, np.pi, -apart),
     ]
     return [_place(body, heading + np.pi / 2, centre) for body in pair]
+
+
+def perform_in_turn(
+    whats: Sequence[Programme], actor: Performer, partner: Performer, rng: np.random.Generator
+) -> Performance:
+    """Executions one after another by the same people, in metres as those of `perform`.
+
+    Between two of them the actor stands idle and turns and moves to where the next begins; a
+    partner comes and goes.
+    """
+    clocks = [_clock(what, actor, rng) for what in whats]
+    pauses = rng.integers(*PAUSE, len(whats) + 1)
+    starts = np.cumsum(pauses[:-1]) + np.cumsum([0, *map(len, clocks[:-1])])
+    spans = [(int(at), int(at) + len(clock)) for at, clock in zip(starts, clocks, strict=True)]
+    frames = spans[-1][1] + int(pauses[-1])
+
+    # What places the people: known during an execution, and in between on the way to the next.
+    facing = rng.uniform(-FACING, FACING)
+    heading, apart, centre = np.full(frames, np.nan), np.zeros((frames, 3)), np.zeros((frames, 3))
+    for what, (start, end) in zip(whats, spans, strict=True):
+        pair = what.partner is not None
+        side = np.pi * (rng.integers(2) - 0.5) if pair else 0.0
+        heading[start:end] = np.radians(facing + rng.uniform(-SHIFT, SHIFT)) + side
+        apart[start:end, 2] = pair * what.gap * rng.uniform(0.9, 1.1) / 2
+        centre[start:end] = rng.uniform(-0.3, 0.3, 3) * (1, 0, 1)
+    busy = ~np.isnan(heading)
+    heading, apart, centre = (_bridged(way, busy) for way in (heading, apart, centre))
+
+    alone = _move_in_turn(whats, actor, clocks, spans, frames, rng)
+    bodies = [Body(alone.joints + apart[:, None], alone.turns)]
+    present = [np.ones(frames, bool)]
+    if any(what.partner for what in whats):
+        late = [clock - rng.uniform(0.05, 0.2) for clock in clocks]
+        parts = [what.partner for what in whats]
+        reply = turned(_move_in_turn(parts, partner, late, spans, frames, rng), np.pi)
+        bodies.append(Body(reply.joints - apart[:, None], reply.turns))
+        middles = [0, *((end + after) // 2 for (_, end), (after, _) in pairwise(spans)), frames]
+        there = [part is not None for part in parts]
+        present.append(np.repeat(there, np.diff(middles)))
+    return Performance([_place(body, heading, centre[:, None]) for body in bodies], present, spans)
 
 
 def forward_kinematics(rotations: Floats, bones: Floats) -> Body:
@@ -130,9 +199,13 @@ def forward_kinematics(rotations: Floats, bones: Floats) -> Body:
     return Body(joints, turns)
 
 
-def turned(body: Body, angle: float) -> Body:
-    """The body turned about the vertical through the origin, counter-clockwise from above."""
-    turn = np.array([np.cos(angle / 2), 0, np.sin(angle / 2), 0])
+def turned(body: Body, angle: float | Floats) -> Body:
+    """The body turned about the vertical through the origin, counter-clockwise from above.
+
+    The angle, in radians, holds for all frames or is one for each, (T,).
+    """
+    half, zero = np.asarray(angle) / 2, np.zeros_like(angle)
+    turn = np.stack([np.cos(half), zero, np.sin(half), zero], axis=-1)[..., None, :]
     return Body(_turned(turn, body.joints), _product(turn, body.turns))
 
 
@@ -149,21 +222,79 @@ def _rest_pose() -> Floats:
 def _move(what: Programme, who: Performer, clock: Floats, rng: np.random.Generator) -> Body:
     """One body's part, facing -z from the origin, with its lowest joint on the floor or above."""
     frames = len(clock)
-    active = _active(frames, rng)
+    active = _active(frames, rng.uniform(0, IDLE), 1 - rng.uniform(0, IDLE))
     rotations = who.carriage + _fidget(frames, rng)
+    _add_swings(rotations, what, clock, active, rng)
+    return _embodied(rotations, _path(what, clock, active), who, rng)
+
+
+def _move_in_turn(
+    whats: Sequence[Programme | None],
+    who: Performer,
+    clocks: list[Floats],
+    spans: list[tuple[int, int]],
+    frames: int,
+    rng: np.random.Generator,
+) -> Body:
+    """One body's part in executions in turn; it is idle where it has none."""
+    rotations = who.carriage + _fidget(frames, rng)
+    path, busy = np.zeros((frames, 3)), np.zeros(frames, bool)
+    for what, clock, (start, end) in zip(whats, clocks, spans, strict=True):
+        busy[start:end] = True
+        if what:
+            active = _active(end - start, RAMP / 2, 1 - RAMP / 2)
+            _add_swings(rotations[start:end], what, clock, active, rng)
+            path[start:end] = _path(what, clock, active)
+    return _embodied(rotations, _bridged(path, busy), who, rng)
+
+
+def _clock(what: Programme, actor: Performer, rng: np.random.Generator) -> Floats:
+    """The cycles an execution has gone through at each of its frames, (T,)."""
+    rate = what.rate * actor.tempo * np.exp(rng.normal(0, TEMPO / 2))
+    seconds = max(rng.uniform(*SECONDS), CYCLES / rate)
+    frames = int(np.clip(seconds * FPS, *FRAMES))
+    clock: Floats = rng.random() + rate / FPS * np.arange(frames)
+    clock += 0.06 * np.sin(2 * np.pi * (rng.random() + np.arange(frames) / (3 * FPS)))
+    return clock
+
+
+def _add_swings(
+    rotations: Floats, what: Programme, clock: Floats, active: Floats, rng: np.random.Generator
+) -> None:
+    """Add to rotation vectors (T, 25, 3), in place, what a programme does with the bones."""
     for swing in what.swings:
         rotations += active[:, None, None] * _rotation(swing, clock, rng)
+
+
+def _path(what: Programme, clock: Floats, active: Floats) -> Floats:
+    """Way of a whole body in its own frame over an execution, (T, 3), metres."""
+    wave = np.sin(2 * np.pi * clock)
+    return np.stack(
+        [
+            active * what.sway * wave,
+            active * what.lift * wave.clip(0),
+            -what.advance * np.cumsum(active) / active.sum(),
+        ],
+        axis=1,
+    )
+
+
+def _embodied(rotations: Floats, path: Floats, who: Performer, rng: np.random.Generator) -> Body:
+    """The body in the given postures, led by either hand, standing on the floor along a path."""
     left_handed = rng.random() < 0.5
     if left_handed:
         rotations = rotations[:, KINECT.mirrored] * (1, -1, -1)
     body = forward_kinematics(rotations, who.bones)
-
-    path = np.zeros((frames, 3))
-    wave = np.sin(2 * np.pi * clock)
-    path[:, 0] = active * what.sway * wave
-    path[:, 1] = active * what.lift * wave.clip(0) - body.joints[..., 1].min(axis=1)
-    path[:, 2] = -what.advance * np.cumsum(active) / active.sum()
+    path[:, 1] -= body.joints[..., 1].min(axis=1)
     return Body(body.joints + path[:, None], body.turns)
+
+
+def _bridged(way: Floats, known: npt.NDArray[np.bool_]) -> Floats:
+    """(T,) or (T, C) values, known in some frames, with straight lines over all others."""
+    frames = np.arange(len(way))
+    columns = way.reshape(len(way), -1).T
+    lines = [np.interp(frames, frames[known], column[known]) for column in columns]
+    return np.stack(lines, axis=1).reshape(way.shape)
 
 
 def _rotation(swing: Swing, clock: Floats, rng: np.random.Generator) -> Floats:
@@ -188,11 +319,13 @@ def _rotation(swing: Swing, clock: Floats, rng: np.random.Generator) -> Floats:
     return added
 
 
-def _active(frames: int, rng: np.random.Generator) -> Floats:
-    """0 while idle before and after the action, 1 during it, smooth between, (T,)."""
-    start, end = rng.uniform(0, IDLE), 1 - rng.uniform(0, IDLE)
+def _active(frames: int, start: float, end: float) -> Floats:
+    """0 while idle before and after the action, 1 during it, smooth between, (T,).
+
+    The bounds are shares of the frames, each in the middle of its ramp.
+    """
     time = np.linspace(0, 1, frames)
-    ramp = (np.minimum(time - start, end - time) / 0.08 + 0.5).clip(0, 1)
+    ramp = (np.minimum(time - start, end - time) / RAMP + 0.5).clip(0, 1)
     smooth: Floats = ramp * ramp * (3 - 2 * ramp)
     return smooth
 
@@ -207,7 +340,7 @@ def _fidget(frames: int, rng: np.random.Generator) -> Floats:
     return size * np.sin(2 * np.pi * (rate * time + phase))
 
 
-def _place(body: Body, heading: float, where: Floats) -> Body:
+def _place(body: Body, heading: float | Floats, where: Floats) -> Body:
     body = turned(body, heading)
     return Body(body.joints + where, body.turns)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -11,8 +12,9 @@ import numpy.typing as npt
 from skelpipe.errors import UserError, nearest
 from skelpipe.skeleton import Topology
 
-from .bodies import actors
-from .recording import Recording, RejectedError
+from . import agcn, ctrgcn
+from .bodies import nobody
+from .recording import Recording
 
 
 @dataclass(frozen=True)
@@ -21,13 +23,15 @@ class Pipeline:
 
     ``apply(recording, topology, switches)`` gives float32 (M, T, J, 3) in metres, M real bodies,
     or raises RejectedError. ``switches`` lists the values that each switch may have, the default
-    first; `apply` is given one for each.
+    first; `apply` is given one for each. ``up`` is the axis that points up in what is stored, where
+    y does in what is read.
     """
 
     name: str
     version: int
     switches: Mapping[str, tuple[str, ...]]
     apply: Callable[[Recording, Topology, Mapping[str, str]], npt.NDArray[np.float32]]
+    up: Literal["y", "z"] = "y"
 
     def settled(self, given: Mapping[str, str]) -> dict[str, str]:
         """A value for every switch: the given ones, else the defaults.
@@ -39,7 +43,7 @@ class Pipeline:
             if name not in self.switches:
                 raise UserError(
                     f"pipeline '{self.name}' has no switch '{name}'",
-                    remedy=nearest(name, self.switches),
+                    remedy=nearest(name, self.switches) if self.switches else "it has none",
                 )
             if value not in self.switches[name]:
                 raise UserError(
@@ -49,39 +53,32 @@ class Pipeline:
         return {name: given.get(name, values[0]) for name, values in self.switches.items()}
 
 
-def ctrgcn(
+def recordings(
     recording: Recording, topology: Topology, switches: Mapping[str, str]
 ) -> npt.NDArray[np.float32]:
-    """CTR-GCN's preprocessing (from HCN and SGN; MAMP's and SkateFormer's arrays): y up, metres.
+    """Recordings as they are, for detection: every frame and every body, in the camera's metres.
 
-    The actors are found as `bodies.actors` says. The origin is moved to the middle of the spine
-    (joint 1) of actor 1 in its first frame that is not zero; there is neither rotation nor scale.
-    With two actors, a frame in which one is absent stays zero; with one, such a frame is moved like
-    any other, as published.
-
-    Stored are the frames that survive the cleaning, however many: the published arrays are padded
-    to 300 frames, their longest recording, and cut nothing. A second body that is zero throughout
-    is left out; so is the published copy of the only actor in slot 2 (NTU-120).
+    Bodies are told apart by their place within the frame. Where one is absent it is zero; places
+    behind the last one that anything ever stands in are left out.
 
     Returns:
-        float32, shape (1 or 2, T, J, 3).
+        float32, shape (M, T, J, 3).
 
     Raises:
-        RejectedError: the recording holds no usable body.
+        RejectedError: all of it is zero.
     """
-    bodies_MTJC = actors(recording)
-    present_MT: npt.NDArray[np.bool_] = np.any(bodies_MTJC != 0, axis=(2, 3))
-    if not present_MT[0].any():
-        raise RejectedError("no usable body", found="zeros in every frame")
-    origin = bodies_MTJC[0, present_MT[0].argmax(), topology.centre]
-    moved_MTJC = bodies_MTJC - origin
-    if len(bodies_MTJC) > 1:
-        moved_MTJC[~present_MT] = 0
-    stored_MTJC: npt.NDArray[np.float32] = moved_MTJC[present_MT.any(axis=1)].astype(np.float32)
-    return stored_MTJC
+    poses_MTJC = recording.slots()
+    seen = np.flatnonzero(poses_MTJC.any(axis=(1, 2, 3)))
+    if not len(seen):
+        raise nobody(recording)
+    return poses_MTJC[: seen[-1] + 1].astype(np.float32)
 
 
-PIPELINES = {"ctrgcn": Pipeline("ctrgcn", 1, {}, ctrgcn)}
+PIPELINES = {
+    "ctrgcn": Pipeline("ctrgcn", 1, ctrgcn.SWITCHES, ctrgcn.ctrgcn),
+    "agcn": Pipeline("agcn", 1, agcn.SWITCHES, agcn.agcn, up="z"),
+    "recordings": Pipeline("recordings", 1, {}, recordings),
+}
 
 
 def find_pipeline(name: str) -> Pipeline:

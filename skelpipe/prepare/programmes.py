@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Literal, TypeVar
 
 import numpy as np
 
+from skelpipe.manifest import load_dataset
+
 Side = Literal["right", "both", "alternate", "left"]
 
 Axis = Literal["x", "y", "z"]
+
+_Option = TypeVar("_Option")
 
 
 @dataclass(frozen=True)
@@ -74,8 +79,17 @@ _SHAKE = (
 _RECOIL = Programme(1.0, (Swing("trunk", "x", 8, 9), Swing("arm", "x", 20, 12, "both")), sway=0.03)
 _STROLL = Programme(0.9, _march(26, 22))
 
-# Written by hand, in the order in which they are taken; repetitive or sustained, so that half of
-# a clip shows the class. All other classes are drawn.
+_HIGH_FIVE = (Swing("arm", "x", 118, 12), Swing("forearm", "x", 35, -20))
+_FIST_GAME = (Swing("arm", "x", 30, 12), Swing("forearm", "x", 80, 22))
+_TOAST = (Swing("arm", "x", 55, 12), Swing("forearm", "x", 75, -50))
+_CARRY = (
+    *_march(22, 20),
+    Swing("arm", "x", 30, 0, "both"),
+    Swing("forearm", "x", 35, 4, "both"),
+)
+
+# Programmes written by hand, by NTU's action and in the order in which they are taken; repetitive
+# or sustained, so that half of a clip shows the class. All other classes are drawn.
 _HANDMADE = {
     23: Programme(1.5, (Swing("arm", "z", 85, 8), Swing("forearm", "z", 65, 35))),
     24: Programme(0.8, _KICK),
@@ -149,18 +163,121 @@ _HANDMADE = {
     60: Programme(0.9, _march(26, 22), advance=-0.6, partner=_STROLL, gap=0.7),
 }  # fmt: skip
 
-ACTIONS = (*_HANDMADE, *(action for action in range(1, 61) if action not in _HANDMADE))
+# The same for actions that only NTU-120 has.
+_HANDMADE_120 = {
+    112: Programme(0.9, _HIGH_FIVE, partner=Programme(0.9, _HIGH_FIVE), gap=0.8),
+    97: Programme(
+        1.1, (Swing("arm", "x", 70, 65, "both"), Swing("arm", "z", 45, 40, "both", phase=0.25))
+    ),
+    102: Programme(
+        0.8, (Swing("thigh", "z", 32, 34), Swing("trunk", "z", 6, 8), Swing("arm", "z", 30))
+    ),
+    99: Programme(
+        1.7,
+        (*_march(45, 45), Swing("forearm", "x", 80, 6, "both"), Swing("trunk", "x", -8)),
+        lift=0.05,
+    ),
+    106: Programme(
+        0.8,
+        (
+            Swing("arm", "x", 110, -50),
+            Swing("forearm", "x", 60, 40),
+            Swing("trunk", "x", -8, 10),
+        ),
+        partner=replace(_RECOIL, sway=0.06),
+        gap=0.9,
+    ),
+    104: Programme(
+        0.45,
+        (
+            Swing("arm", "z", 135, 30, "both"),
+            Swing("forearm", "z", 20, 15, "both"),
+            Swing("trunk", "z", 0, 14),
+        ),
+    ),
+    101: Programme(
+        0.8,
+        (
+            Swing("trunk", "x", -45, -15),
+            Swing("trunk", "y", 0, 35),
+            Swing("arm", "z", 70, 10, "both"),
+        ),
+    ),
+    120: Programme(1.5, _FIST_GAME, partner=Programme(1.5, _FIST_GAME), gap=1.2),
+    100: Programme(
+        1.5,
+        (
+            Swing("thigh", "x", 0, 8, "alternate"),
+            Swing("shin", "x", -55, 50, "alternate"),
+            Swing("forearm", "x", 70, 5, "both"),
+        ),
+    ),
+    98: Programme(0.9, (Swing("arm", "x", 20, 60, "both"), Swing("forearm", "x", 10, 8, "both"))),
+    # side by side, so that the partner, face to face, goes the other way
+    114: Programme(0.9, _CARRY, sway=0.35, partner=Programme(0.9, _CARRY, sway=-0.35)),
+    95: Programme(0.7, (Swing("arm", "z", 90, 6, "both"), Swing("forearm", "z", 78, 14, "both"))),
+    64: Programme(
+        1.8,
+        (
+            Swing("arm", "x", 28, 10),
+            Swing("forearm", "x", 45, 28),
+            Swing("trunk", "x", -14, 3),
+            Swing("shin", "x", -18, 6, "both"),
+            Swing("thigh", "x", 16, 5, "both"),
+        ),
+    ),
+    113: Programme(0.6, _TOAST, partner=Programme(0.6, _TOAST), gap=1.0),
+    80: Programme(0.6, (*_SQUAT, Swing("arm", "x", 70, 15, "both"))),
+    65: Programme(
+        0.8,
+        (
+            Swing("chest", "y", 0, 40),
+            Swing("arm", "x", 45, 15),
+            Swing("arm", "z", 40, 45),
+            Swing("trunk", "z", 0, 6),
+        ),
+    ),
+    93: Programme(2.2, (Swing("arm", "x", 80, 6), Swing("forearm", "x", 85, 22))),
+}
 
-_Option = TypeVar("_Option")
+_MUTUAL = frozenset(load_dataset("ntu120").mutual)
+
+# NTU's action that each of PKU-MMD's 51 is like, from the first.
+PKU = (
+    35, 4, 3, 33, 22, 10, 40, 1, 5, 2, 43, 56, 23, 58, 26, 55, 27, 51, 24, 28, 53, 6, 29, 54, 31,
+    50, 52, 20, 25, 11, 34, 38, 8, 9, 21, 19, 15, 90, 32, 13, 7, 46, 45, 44, 47, 30, 49, 14, 18,
+    37, 12,
+)  # fmt: skip
 
 
-def programme(action: int, mutual: bool) -> Programme:
-    """The motor programme of an action (from 1): the same for every seed of a data set."""
-    if action in _HANDMADE:
-        return _HANDMADE[action]
+def _with_others(first: Iterable[int], last: int) -> tuple[int, ...]:
+    """Some actions, then all others up to the last."""
+    return tuple(dict.fromkeys([*first, *range(1, last + 1)]))
+
+
+_NTU60 = _with_others(_HANDMADE, 60)
+_PKU1 = tuple(PKU.index(action) + 1 for action in _with_others(_NTU60, 120) if action in PKU)
+
+# The classes of each data set in the order in which they are taken. Those of NTU-120 are in turn
+# new ones and NTU-60's; Part II of PKU-MMD leaves some out.
+ACTIONS = {
+    "ntu60": _NTU60,
+    "ntu120": _with_others(
+        (action for pair in zip(_HANDMADE_120, _NTU60, strict=False) for action in pair), 120
+    ),
+    "pku1": _PKU1,
+    "pku2": _PKU1[:41],
+}
+
+
+def programme(action: int) -> Programme:
+    """The motor programme of one of NTU's 120 actions (from 1): the same for every seed."""
+    handmade = _HANDMADE.get(action) or _HANDMADE_120.get(action)
+    if handmade:
+        return handmade
     rng = np.random.default_rng([action, *b"class"])
     drawn = _drawn(rng)
-    if not mutual:
+    if action not in _MUTUAL:
         return drawn
     reply = _pick(rng, drawn, _RECOIL)
     return replace(drawn, partner=reply, gap=_pick(rng, 0.8, 1.0, 1.3))

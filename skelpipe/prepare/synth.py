@@ -1,4 +1,7 @@
-"""Generated recordings in NTU's layout: procedural motion as a sensor would have recorded it."""
+"""Generated data sets: procedural motion as a sensor would have recorded it.
+
+Here are those in NTU's layout, and the archive of all.
+"""
 
 from __future__ import annotations
 
@@ -12,16 +15,16 @@ import numpy as np
 import numpy.typing as npt
 
 from skelpipe.errors import UserError, nearest
-from skelpipe.manifest import load_dataset
 
+from . import synth_pku
 from .files import into_place, new_name
-from .motion import KINECT, Body, Floats, Performer, perform, performer, turned
+from .motion import KINECT, Body, Floats, generator, invented, perform, performer
 from .programmes import ACTIONS, programme
+from .sensor import measured, seen_by
 
-NAMES = ("ntu60",)
-
-# Degrees by which cameras 1, 2, 3 see the scene turned.
-CAMERAS = (-45.0, 0.0, 45.0)
+# The greatest number of subjects of each data set, and of replications by each.
+_MOST = {"ntu60": (40, 999), "ntu120": (106, 999), "pku1": (66, 4), "pku2": (13, 26)}
+NAMES = tuple(_MOST)
 
 # Share of the recordings (of those with several bodies: SHUFFLED) that show each fault.
 EMPTY = 0.004  # no body at all; of a small set, a handful at most
@@ -33,12 +36,16 @@ FLICKER = 0.04  # something is taken for a body for some frames
 SHUFFLED = 0.1  # bodies change places within the frames
 CRLF = 0.03
 
-_NOISE = 0.008  # metres, of every coordinate
-_JUMPS = 0.003  # share of joints and frames in which a joint is seen elsewhere, and only inferred
 _DEPTH = (365.0, 256.0, 212.0)  # focal length and centre in pixels
 _COLOUR = (1060.0, 960.0, 540.0)
 _STAMP = (1980, 1, 1, 0, 0, 0)  # the archive holds no time, so that its bytes depend on the seed
 _LEAVES = sorted(set(range(25)) - set(KINECT.parents))  # the sensor gives these no orientation
+
+# The numbers of NTU-120's performers as they are taken, in turn NTU-60's 40 and the others.
+_SUBJECTS_120 = (
+    *(number for pair in zip(range(1, 41), range(41, 81), strict=True) for number in pair),
+    *range(81, 107),
+)
 
 _JOINT = "%.4f %.4f %.4f %.2f %.2f %.2f %.2f %.4f %.4f %.4f %.4f %d"
 _BODY = "0 1 1 1 1 0 %.4f %.4f 2\n25\n" + "\n".join([_JOINT] * 25)
@@ -88,21 +95,26 @@ def write_recordings(
     subjects: int = 12,
     cameras: int = 3,
     replications: int = 2,
+    actions: int = 8,
     force: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> int:
-    """Write a generated data set as a zip of `.skeleton` files; the same bytes for the same call.
+    """Write a generated data set as a zip in its layout; the same bytes for the same call.
 
     Memory does not grow with the number of recordings. Nothing half-written stands under ``out``.
 
     Args:
-        name: Data set whose layout is written: "ntu60".
+        name: Data set whose layout is written: "ntu60", "ntu120", "pku1" or "pku2".
         out: The zip.
         seed: Of performers, executions and faults; what the classes are does not depend on it.
-        classes: Number of classes, 1-60; the first 12 hold two mutual ones.
-        subjects: Number of performers, 1-40.
-        cameras: Number of cameras, 1-3.
-        replications: Number of executions by each performer.
+        classes: Number of classes, at most 60, 120, 51 and 41; the first 12 hold mutual ones.
+        subjects: Number of performers, at most 40, 106, 66 and 13; two are enough for both parts
+            of cross-subject and cross-setup, but in ntu60. Of ntu120, those numbered above 40
+            perform only actions above 60, as in the real one.
+        cameras: Number of cameras, 1-3; of PKU-MMD the views M, L, R in this order.
+        replications: Number of executions of each class by each performer; of PKU-MMD the number
+            of performances of each performer, at most 4 in Part I, 26 (the scripts) in Part II.
+        actions: Number of executions in a recording of PKU-MMD, a quarter more or less.
         force: Replace ``out`` where it exists.
         progress: Called with (recordings written, recordings in all).
 
@@ -113,26 +125,42 @@ def write_recordings(
         UserError: unknown data set, ``out`` exists, sizes out of range.
     """
     _check(name, out, force)
-    sizes = {"classes": (classes, 60), "subjects": (subjects, 40), "cameras": (cameras, 3)}
-    for what, (size, most) in (sizes | {"replications": (replications, 999)}).items():
+    sizes = {
+        "classes": (classes, len(ACTIONS[name])),
+        "subjects": (subjects, _MOST[name][0]),
+        "cameras": (cameras, 3),
+        "replications": (replications, _MOST[name][1]),
+        "actions": (actions, 40),
+    }
+    for what, (size, most) in sizes.items():
         if not 1 <= size <= most:
             raise UserError(f"wrong number of {what}", found=size, expected=f"1 to {most}")
     if seed < 0:
         raise UserError("wrong seed", found=seed, expected="0 or more")
 
-    total = classes * subjects * cameras * replications
+    files: Iterator[dict[str, bytes]]  # those of a recording, by name
+    lists: dict[str, bytes] = {}
+    if name in synth_pku.LISTS:
+        sessions = list(synth_pku.takes(name, subjects, cameras, replications))
+        total = len(sessions)
+        files = (synth_pku.files(seed, take, classes, actions) for take in sessions)
+        lists = synth_pku.lists(sessions)
+    else:
+        total = sum(1 for _ in takes(name, classes, subjects, cameras, replications))
+        files = (
+            {f"nturgb+d_skeletons/{take.key}.skeleton": recording(seed, take)}
+            for take in takes(name, classes, subjects, cameras, replications)
+        )
     partial = new_name(out)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         try:
             with zipfile.ZipFile(partial, "w") as archive:
-                for done, take in enumerate(takes(classes, subjects, cameras, replications), 1):
-                    member = zipfile.ZipInfo(f"nturgb+d_skeletons/{take.key}.skeleton", _STAMP)
-                    member.create_system, member.external_attr = 3, 0o644 << 16
-                    text = recording(seed, take)
-                    archive.writestr(member, text, zipfile.ZIP_DEFLATED, compresslevel=1)
+                for done, texts in enumerate(files, 1):
+                    _add(archive, texts)
                     if progress:
                         progress(done, total)
+                _add(archive, lists)
             into_place(partial, out)
         finally:
             partial.unlink(missing_ok=True)
@@ -141,18 +169,31 @@ def write_recordings(
     return total
 
 
-def takes(classes: int, subjects: int, cameras: int, replications: int) -> Iterator[Take]:
-    """The recordings of a data set of some size, by performer; odd ones stand in setup 1."""
-    for subject in range(1, subjects + 1):
+def takes(
+    name: str, classes: int, subjects: int, cameras: int, replications: int
+) -> Iterator[Take]:
+    """The recordings of a data set of NTU's of some size, by performer."""
+    for place in range(subjects):
+        subject = (_SUBJECTS_120 if name == "ntu120" else range(1, 41))[place]
         for replication in range(1, replications + 1):
-            for action in sorted(ACTIONS[:classes]):
-                for camera in range(1, cameras + 1):
-                    yield Take(2 - subject % 2, camera, subject, replication, action)
+            for action in sorted(ACTIONS[name][:classes]):
+                if subject <= 40 or action > 60:
+                    setup = _setup(name, place, action)
+                    for camera in range(1, cameras + 1):
+                        yield Take(setup, camera, subject, replication, action)
+
+
+def _setup(name: str, place: int, action: int) -> int:
+    """Each performer's setup, odd and even ones among both parts of the subjects."""
+    if name == "ntu60":
+        return 1 + place % 2
+    step = place + 5 * (place // 2)
+    return 1 + step % 17 if action <= 60 else 18 + step % 15
 
 
 def recording(seed: int, take: Take) -> bytes:
     """The text of a recording: what the camera makes of the performance, with its faults."""
-    rng = _generator(seed, "sensor", *vars(take).values())
+    rng = generator(seed, "sensor", *vars(take).values())
     bodies = seen(seed, take)
     count = len(bodies[0].joints)
     tracks = [_track(body, rng) for body in bodies]
@@ -179,50 +220,44 @@ def recording(seed: int, take: Take) -> bytes:
 
 def seen(seed: int, take: Take) -> list[Body]:
     """The true bodies of a take in its camera's space, before noise and faults; the actor first."""
-    setup = _generator(seed, "setup", take.setup)
-    height, distance = setup.uniform(0.8, 1.2), setup.uniform(2.8, 3.2)
-    place = np.array([0, -height, distance])
-    angle = np.radians(CAMERAS[take.camera - 1])
-    bodies = (turned(body, angle) for body in _performance(seed, replace(take, camera=0)))
-    return [replace(body, joints=body.joints + place) for body in bodies]
+    scene = generator(seed, "setup", take.setup)
+    return seen_by(take.camera, _performance(seed, replace(take, camera=0)), scene)
 
 
 @lru_cache(maxsize=1)
 def _performance(seed: int, take: Take) -> list[Body]:
     """What all cameras see; kept for the next camera."""
-    rng = _generator(seed, "performance", *vars(take).values())
-    what = programme(take.action, take.action in load_dataset("ntu60").mutual)
+    rng = generator(seed, "performance", *vars(take).values())
     partner = performer(rng)
-    return perform(what, _performer(seed, take.subject), partner, rng)
-
-
-@lru_cache(maxsize=64)
-def _performer(seed: int, subject: int) -> Performer:
-    return performer(_generator(seed, "performer", subject))
-
-
-def _generator(seed: int, use: str, *numbers: int) -> np.random.Generator:
-    return np.random.default_rng([seed, *use.encode(), *numbers])
+    return perform(programme(take.action), invented(seed, take.subject), partner, rng)
 
 
 def _check(name: str, out: Path, force: bool) -> None:
     if name not in NAMES:
-        raise UserError(f"no data set '{name}' to generate", remedy=nearest(name, NAMES))
+        raise UserError(
+            f"no data set '{name}' to generate",
+            expected=", ".join(NAMES),
+            remedy=nearest(name, NAMES),
+        )
     if out.is_dir():
         raise UserError("the archive to write is a folder", file=out, remedy="name a zip in it")
     if out.exists() and not force:
         raise UserError("the archive exists", file=out, remedy="add --force to replace it")
 
 
+def _add(archive: zipfile.ZipFile, texts: dict[str, bytes]) -> None:
+    for path, text in texts.items():
+        member = zipfile.ZipInfo(path, _STAMP)
+        member.create_system, member.external_attr = 3, 0o644 << 16
+        archive.writestr(member, text, zipfile.ZIP_DEFLATED, compresslevel=1)
+
+
 def _track(body: Body, rng: np.random.Generator) -> Track:
     """A body as the sensor sees it: noise everywhere, now and then a joint somewhere else."""
-    shape = body.joints.shape
-    jumps = rng.random(shape[:2]) < _JUMPS
-    joints = body.joints + rng.normal(0, _NOISE, shape)
-    joints[jumps] += rng.normal(0, 0.2, (int(jumps.sum()), 3))
+    joints, jumps = measured(body.joints, rng)
     turns = body.turns.copy()
     turns[:, _LEAVES] = 0
-    return Track(_number(rng), np.arange(shape[0]), joints, turns, jumps)
+    return Track(_number(rng), np.arange(len(joints)), joints, turns, jumps)
 
 
 def _number(rng: np.random.Generator) -> int:

@@ -13,16 +13,18 @@ from typing import Any
 
 import numpy as np
 import pytest
+from neighbours import nearest_neighbour
 from typer.testing import CliRunner
 
 from skelpipe.errors import UserError
-from skelpipe.manifest import load_dataset
+from skelpipe.manifest import FieldSplit, load_dataset
 from skelpipe.prepare import synth
 from skelpipe.prepare.motion import KINECT, forward_kinematics, perform, performer, turned
 from skelpipe.prepare.programmes import ACTIONS, programme
 from skelpipe.prepare.synth import Take, recording, seen, takes, write_recordings
 
 SMALL: dict[str, Any] = {"classes": 3, "subjects": 3, "replications": 1}
+SPLITS = {"ntu60": ("xsub", "xview"), "ntu120": ("xsub", "xset")}
 NAME = re.compile(r"nturgb\+d_skeletons/S\d{3}C\d{3}P\d{3}R\d{3}A\d{3}\.skeleton")
 INTEGER = re.compile(r"\d+")
 DECIMAL = re.compile(r"-?\d+\.\d+")
@@ -53,6 +55,12 @@ def read(text: bytes) -> Frames:
         frames.append(bodies)
     assert next(lines, None) is None
     return frames
+
+
+def split_of(name: str, split: str) -> FieldSplit:
+    found = load_dataset(name).split(split)
+    assert isinstance(found, FieldSplit)
+    return found
 
 
 @pytest.fixture
@@ -91,22 +99,25 @@ def test_archive_holds_every_take_once(tmp_path: Path) -> None:
 
 
 def test_a_recording_depends_on_nothing_but_seed_and_name() -> None:
-    sizes = (takes(4, 2, 3, 1), takes(12, 4, 3, 2))
+    sizes = (takes("ntu60", 4, 2, 3, 1), takes("ntu60", 12, 4, 3, 2))
     small, large = ({take.key: take for take in some} for some in sizes)
     assert set(small) < set(large)
     key = "S001C002P001R001A023"
     assert recording(3, small[key]) == recording(3, large[key])
 
 
-def test_text_of_one_recording_is_pinned() -> None:
+def test_texts_are_pinned() -> None:
     digest = hashlib.sha256(recording(0, Take(1, 2, 1, 1, 23))).hexdigest()
     assert digest == "a3311afe1f875161ac6aba3c45db4a3a69f7df2e304b2ea67dedccf1ce291499"
+    texts = [recording(0, take) for take in takes("ntu60", 60, 1, 1, 1)]
+    digest = hashlib.sha256(b"".join(texts)).hexdigest()
+    assert digest == "d9debfb620d4d8975ca6fedf5564972bd2020c1c40b657ea88502f5f14a0e870"
 
 
 def test_both_parts_of_every_split_are_covered() -> None:
-    all_takes = list(takes(12, 12, 3, 2))
+    all_takes = list(takes("ntu60", 12, 12, 3, 2))
     dataset = load_dataset("ntu60")
-    for split in dataset.splits.values():
+    for split in (split_of("ntu60", name) for name in SPLITS["ntu60"]):
         parts = {split.part(getattr(take, split.field)) for take in all_takes}
         assert parts == {"train", "test"}
     assert len({take.setup for take in all_takes}) == 2
@@ -115,7 +126,7 @@ def test_both_parts_of_every_split_are_covered() -> None:
 
 def test_every_recording_is_genuine_text() -> None:
     kinds: collections.Counter[str] = collections.Counter()
-    for take in takes(6, 8, 3, 1):
+    for take in takes("ntu60", 6, 8, 3, 1):
         text = recording(0, take)
         frames = read(text)
         assert 30 <= len(frames) <= 150
@@ -133,7 +144,7 @@ def test_every_recording_is_genuine_text() -> None:
 
 @pytest.mark.parametrize("seed", [0, 1])
 def test_few_recordings_are_without_a_body(seed: int) -> None:
-    empty = sum(len(recording(seed, take)) < 1000 for take in takes(12, 12, 1, 1))
+    empty = sum(len(recording(seed, take)) < 1000 for take in takes("ntu60", 12, 12, 1, 1))
     assert empty <= 3
 
 
@@ -171,7 +182,7 @@ def test_no_body_and_shuffled_bodies(faultless: pytest.MonkeyPatch) -> None:
     assert not any(read(recording(0, pair)))
 
 
-@pytest.mark.parametrize("action", load_dataset("ntu60").mutual)
+@pytest.mark.parametrize("action", load_dataset("ntu120").mutual)
 def test_mutual_classes_have_two_people_face_to_face(action: int) -> None:
     actor, other = seen(0, Take(1, 2, 1, 1, action))
     assert actor.joints.shape == other.joints.shape
@@ -199,7 +210,7 @@ def test_cameras_see_the_same_performance_turned() -> None:
 
 
 def test_people_are_of_human_size_and_before_the_sensor() -> None:
-    for action in ACTIONS:
+    for action in ACTIONS["ntu120"]:
         for body in seen(0, Take(2, 3, 2, 1, action)):
             joints = body.joints
             assert (joints[:, 0, 2] > 1.2).all()
@@ -222,9 +233,44 @@ def test_bones_keep_their_length() -> None:
 
 
 def test_classes_do_not_depend_on_the_seed() -> None:
-    assert sorted(ACTIONS) == list(range(1, 61))
-    assert programme(33, False) == programme(33, False) != programme(32, False)
-    assert len({programme(action, action >= 50).swings for action in ACTIONS}) >= 57
+    assert sorted(ACTIONS["ntu60"]) == list(range(1, 61))
+    assert sorted(ACTIONS["ntu120"]) == list(range(1, 121))
+    assert programme(33) == programme(33) != programme(32)
+    assert len({programme(action).swings for action in ACTIONS["ntu60"]}) >= 57
+    assert len({programme(action) for action in ACTIONS["ntu120"]}) == 120
+    mutual = {action for action in ACTIONS["ntu120"] if programme(action).partner}
+    assert mutual == set(load_dataset("ntu120").mutual)
+
+
+@pytest.mark.parametrize("subjects", [2, 3, 12, 106])
+@pytest.mark.parametrize("classes", [1, 2, 12, 24, 120])
+def test_any_ntu120_covers_both_parts_of_every_split(classes: int, subjects: int) -> None:
+    all_takes = list(takes("ntu120", classes, subjects, 1, 1))
+    for split in (split_of("ntu120", name) for name in SPLITS["ntu120"]):
+        values = {getattr(take, split.field) for take in all_takes}
+        assert {split.part(value) for value in values} == {"train", "test"}
+    assert len({take.subject for take in all_takes}) == subjects
+    shown = {take.action for take in all_takes}
+    assert len(shown) == classes
+    assert max(shown) >= 106
+    assert shown & set(load_dataset("ntu120").mutual)
+
+
+def test_ntu120_is_named_as_the_real_one() -> None:
+    all_takes = list(takes("ntu120", 120, 106, 3, 1))
+    assert len({take.key for take in all_takes}) == len(all_takes)
+    assert {take.setup for take in all_takes} == set(range(1, 33))
+    assert {take.subject for take in all_takes} == set(range(1, 107))
+    for take in all_takes:
+        assert (take.setup <= 17) == (take.action <= 60)
+        assert take.subject <= 40 or take.action > 60
+
+
+def test_24_classes_of_ntu120_hold_new_and_mutual_ones() -> None:
+    shown = set(ACTIONS["ntu120"][:24])
+    assert len({action for action in shown if action > 60}) == 12
+    assert len({action for action in shown if action >= 106}) >= 4
+    assert len({action for action in shown if 50 <= action <= 60}) >= 2
 
 
 def test_either_hand_may_lead() -> None:
@@ -232,7 +278,7 @@ def test_either_hand_may_lead() -> None:
     for seed in range(12):
         rng = np.random.default_rng(seed)
         who = performer(rng)
-        (body,) = perform(programme(23, False), who, who, rng)
+        (body,) = perform(programme(23), who, who, rng)
         hands = body.joints[:, [7, 11], 1].max(axis=0)
         leads.add(int(hands.argmax()))
     assert leads == {0, 1}
@@ -240,26 +286,26 @@ def test_either_hand_may_lead() -> None:
 
 @pytest.mark.parametrize("seed", [0, 1])
 def test_nearest_neighbour_of_raw_clips_is_right_in_40_to_70_percent(seed: int) -> None:
-    split = load_dataset("ntu60").split("xsub")
-    clips, actions, train = [], [], []
-    for take in takes(12, 12, 3, 2):
-        joints = seen(seed, take)[0].joints
-        joints = (joints - joints[0, 1]).reshape(len(joints), 75)
-        time = np.linspace(0, len(joints) - 1, 64)
-        here = time.astype(int).clip(max=len(joints) - 2)
-        weight = (time - here)[:, None]
-        clips.append(((1 - weight) * joints[here] + weight * joints[here + 1]).ravel())
-        actions.append(take.action)
-        train.append(split.part(take.subject) == "train")
-    x, y, known = np.stack(clips), np.array(actions), np.array(train)
-    square = (x * x).sum(axis=1)
-    product = x[~known] @ x[known].T
-    for similarity in (
-        product / np.sqrt(square[~known, None] * square[known]),
-        2 * product - square[known],
-    ):
-        accuracy = (y[known][similarity.argmax(axis=1)] == y[~known]).mean()
-        assert 0.4 <= accuracy <= 0.7
+    split = split_of("ntu60", "xsub")
+    all_takes = list(takes("ntu60", 12, 12, 3, 2))
+    found = nearest_neighbour(
+        [seen(seed, take)[0].joints for take in all_takes],
+        [take.action for take in all_takes],
+        [split.part(take.subject) == "train" for take in all_takes],
+    )
+    assert all(0.4 <= accuracy <= 0.7 for accuracy in found)
+
+
+@pytest.mark.parametrize("split", SPLITS["ntu120"])
+def test_24_classes_of_ntu120_can_be_told_apart(split: str) -> None:
+    parts = split_of("ntu120", split)
+    all_takes = list(takes("ntu120", 24, 12, 3, 1))
+    found = nearest_neighbour(
+        [seen(0, take)[0].joints for take in all_takes],
+        [take.action for take in all_takes],
+        [parts.part(getattr(take, parts.field)) == "train" for take in all_takes],
+    )
+    assert all(0.2 <= accuracy <= 0.7 for accuracy in found)
 
 
 @pytest.mark.parametrize(
@@ -272,7 +318,7 @@ def test_nearest_neighbour_of_raw_clips_is_right_in_40_to_70_percent(seed: int) 
         ({"seed": -1}, "wrong seed"),
     ],
 )
-def test_sizes_out_of_range(tmp_path: Path, options: dict[str, int], message: str) -> None:
+def test_sizes_out_of_range(tmp_path: Path, options: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         write_recordings("ntu60", tmp_path / "out.zip", **options)
     assert not list(tmp_path.iterdir())
@@ -315,6 +361,16 @@ def test_command_writes_and_refuses_to_overwrite(tmp_path: Path) -> None:
     assert out.read_bytes() == before
     assert invoke("ntu60", str(out), *sizes, "--seed", "1", "--force").exit_code == 0
     assert out.read_bytes() != before
+
+
+@pytest.mark.parametrize("name", synth.NAMES)
+def test_command_knows_every_data_set(name: str, tmp_path: Path) -> None:
+    sizes = ["--classes", "1", "--subjects", "2", "--replications", "1", "--actions", "1"]
+    result = invoke(name, str(tmp_path / "out.zip"), *sizes)
+    assert result.exit_code == 0
+    assert "6 generated recordings" in result.output
+    assert name in invoke("--help").output
+    assert name in str(invoke("nothing", str(tmp_path / "other.zip")).exception)
 
 
 def test_command_suggests_the_nearest_data_set(tmp_path: Path) -> None:
