@@ -16,9 +16,12 @@ from .console import console, errors, show_error
 from .demo import demo
 from .evaluate import evaluate
 from .info import info
+from .new_dataset import new_dataset
 from .prepare import prepare
 from .pretrain import pretrain
+from .show import show
 from .synth import synth
+from .verify import verify
 
 app = typer.Typer(
     name="skelpipe",
@@ -28,7 +31,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-for command in (synth, prepare, info, pretrain, evaluate, demo, bench):
+for command in (synth, new_dataset, prepare, info, show, verify, pretrain, evaluate, demo, bench):
     app.command()(command)
 
 

@@ -6,7 +6,7 @@ from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import BaseModel, ConfigDict, field_validator, model_validator
 
 
 class Topology(BaseModel):
@@ -16,7 +16,8 @@ class Topology(BaseModel):
         joints: Joint names; J of them.
         parents: Parent of each joint in a tree with one root, whose parent is -1.
         mirror: Pairs of joints that change place in a mirror.
-        parts: Name -> joints of each body part; together they are all joints, each once.
+        parts: Name -> joints of each body part; together they are all joints, each once. Parts are
+            numbered by their lowest joint, wherever they were read from.
         up: The axis that points up ("x", "y" or "z").
         centre: The joint that "ctrgcn" and "agcn" move to the origin; by default the root.
         spine: (lower, upper) joint of the bone that "agcn" turns upwards.
@@ -43,6 +44,13 @@ class Topology(BaseModel):
         if isinstance(table, dict) and "centre" not in table and -1 in table.get("parents", ()):
             return {**table, "centre": list(table["parents"]).index(-1)}
         return table
+
+    @field_validator("parts")
+    @classmethod
+    def _numbered(cls, parts: dict[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+        if not all(parts.values()):
+            raise ValueError("a part without joints")
+        return dict(sorted(parts.items(), key=lambda part: min(part[1])))
 
     @model_validator(mode="after")
     def _check(self) -> Self:

@@ -150,6 +150,8 @@ def write_set(
                     )
                 files[shard] = FileStamp(size=writer.size, sha256=writer.close())
     write_index(folder / INDEX, rows)
+    index = (folder / INDEX).read_bytes()
+    files[INDEX] = FileStamp(size=len(index), sha256=hashlib.sha256(index).hexdigest())
     nothing = Tally(samples=0, bodies=0, frames=0, classes={}, subjects={}, cameras={}, setups={})
     card = Card(
         dataset="toy",

@@ -12,7 +12,13 @@ from builders import KINECT
 from skelpipe.cli.bench import bench as command
 from typer.testing import CliRunner
 
-from skelpipe import bench
+from skelpipe.bench import views as views_module
+from skelpipe.bench.measure import Row, rows
+from skelpipe.bench.memory import private_megabytes
+from skelpipe.bench.prepare import memory, read_literally, speed
+from skelpipe.bench.recordings import write_raw, write_short
+from skelpipe.bench.stream import stream
+from skelpipe.bench.views import PlainViews, views
 from skelpipe.prepare import ntu
 from skelpipe.skeleton import Topology
 
@@ -23,55 +29,92 @@ def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def check(rows: list[bench.Row], temporary: Path) -> None:
-    """Everything is positive, the baseline comes first, nothing is left behind."""
-    assert rows[0].ratio == 1
+def check(rows: list[Row], temporary: Path) -> None:
+    """Everything is positive, nothing is left behind."""
     for row in rows:
-        assert row.rate > 0
+        assert row.value > 0
         assert row.ratio is None or row.ratio > 0
         assert row.megabytes is None or row.megabytes > 0
     assert not list(temporary.glob("skelpipe-bench-*"))
 
 
-def test_prepare(temporary: Path) -> None:
-    rows = bench.prepare(4, copies=1, rounds=1)
-    check(rows, temporary)
-    assert len(rows) == 6
-    assert rows[-1].unit == "s"
+def test_speed_of_prepare(temporary: Path) -> None:
+    found = speed(4, copies=1, rounds=1)
+    check(found, temporary)
+    assert len(found) == 6
+    assert found[0].ratio == 1
+    assert found[-1].unit == "s"
+
+
+def test_memory_of_prepare(temporary: Path) -> None:
+    found = memory([100])
+    check(found, temporary)
+    assert [row.what.partition(" of ")[2] for row in found] == [
+        "a worker, 100 files",
+        "the run's process, 100 files",
+    ]
+    assert all(10 < row.value < 400 for row in found)
+
+
+def test_private_memory_is_told_of_a_process_and_of_its_children() -> None:
+    hold = "import time; block = b'1' * (100 << 20); time.sleep(0.5)"
+    own, children = private_megabytes(exec, hold)
+    assert 100 < own < 150
+    assert children == 0
+    own, children = private_megabytes(
+        exec, f"import subprocess, sys; subprocess.run([sys.executable, '-c', {hold!r}])"
+    )
+    assert own < 50
+    assert 100 < children < 150
+    with pytest.raises(RuntimeError, match="ended with 3"):
+        private_megabytes(exec, "raise SystemExit(3)")
+
+
+def test_short_recordings_are_whole_and_as_many_as_wanted(tmp_path: Path) -> None:
+    write_short(tmp_path / "raw", 120)
+    files = list((tmp_path / "raw").iterdir())
+    assert len(files) == 120
+    read = [ntu.parse(file.read_bytes()) for file in files]
+    assert {recording.frames for recording in read} == {30}
+    assert sum(len(recording.frame_R) > 0 for recording in read) >= 118
 
 
 def test_stream(temporary: Path) -> None:
     with warnings.catch_warnings():
         # webdataset leaves the files it has read to the garbage collector.
         warnings.simplefilter("ignore", ResourceWarning)
-        rows = bench.stream(8, copies=1, batch=3, rounds=1, least=0)
+        found = stream(8, copies=1, batch=3, rounds=1, least=0)
         gc.collect()
-    check(rows, temporary)
-    assert len(rows) == 4
+    check(found, temporary)
+    assert len(found) == 4
+    assert found[0].ratio == 1
 
 
 def test_views_leave_the_number_of_threads_alone(temporary: Path) -> None:
     before = torch.get_num_threads()
-    rows = bench.views(6, batch=2, threads=2, rounds=1, least=0)
-    check(rows, temporary)
-    assert len(rows) == 2
+    found = views(6, batch=2, threads=2, rounds=1, least=0)
+    check(found, temporary)
+    assert len(found) == 2
+    assert found[0].ratio == 1
     assert torch.get_num_threads() == before
 
 
 def test_ratio_is_the_median_over_rounds_of_neighbouring_measurements() -> None:
     rates = {"plain": [10.0, 1.0, 10.0], "ours": [20.0, 3.0, 50.0]}
-    plain, ours = bench._rows(rates, "samples/s")
-    assert (plain.rate, plain.ratio) == (10, 1)
-    assert (ours.rate, ours.ratio) == (20, 3)
+    plain, ours = rows(rates, "samples/s")
+    assert (plain.value, plain.ratio) == (10, 1)
+    assert (ours.value, ours.ratio) == (20, 3)
 
 
 def test_literal_reader_reads_what_ours_does(tmp_path: Path) -> None:
-    size = bench.write_raw(tmp_path / "raw", 30, 2)
+    size = write_raw(tmp_path / "raw", 30, 2)
     files = sorted((tmp_path / "raw").iterdir())
     assert len(files) == 60
     assert size == sum(file.stat().st_size for file in files)
     for file in files[::2]:
-        plain, ours = bench.read_literally(file), ntu.parse(file.read_bytes())
+        plain, ours = read_literally(file), ntu.parse(file.read_bytes())
+        assert plain.id_R is not None
+        assert ours.id_R is not None
         assert plain.frames == ours.frames
         assert sorted(zip(plain.frame_R, plain.id_R, strict=True)) == sorted(
             zip(ours.frame_R, ours.id_R, strict=True)
@@ -93,14 +136,14 @@ def test_plain_views_have_the_shapes_and_masked_shares_of_ours() -> None:
         assert all(mask.mean() >= 0.5 for _, mask in views)
 
 
-def plain_views(topology: Topology) -> bench.PlainViews:
+def plain_views(topology: Topology) -> PlainViews:
     parts = [np.array(part) for part in topology.parts.values()]
-    return bench.PlainViews([(64, (0.5, 1.0)), (16, (0.15, 0.4))], topology.mirrored, parts, 8)
+    return PlainViews([(64, (0.5, 1.0)), (16, (0.15, 0.4))], topology.mirrored, parts, 8)
 
 
 def test_command_names_the_machine_and_prints_a_table(monkeypatch: pytest.MonkeyPatch) -> None:
-    row = bench.Row("plain", 1234.0, "views/s", 1.0)
-    monkeypatch.setattr(bench, "views", lambda recordings, threads: [row])
+    row = Row("plain", 1234.0, "views/s", 1.0)
+    monkeypatch.setattr(views_module, "views", lambda recordings, threads: [row])
     app = typer.Typer()
     app.command()(command)
     result = CliRunner().invoke(app, ["views"])

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from skelpipe.errors import UserError
 from skelpipe.manifest import Dataset, load_dataset, load_topology, manifest_names, read_manifest
 
 NAMES = ("ntu60", "ntu120")
+PHASES = ("pku1", "pku2")
 
 
 @pytest.fixture(params=NAMES)
@@ -15,8 +18,8 @@ def dataset(request: pytest.FixtureRequest) -> Dataset:
     return load_dataset(request.param)
 
 
-def test_both_are_found() -> None:
-    assert set(NAMES) <= set(manifest_names("dataset"))
+def test_all_are_found() -> None:
+    assert {*NAMES, *PHASES} <= set(manifest_names("dataset"))
 
 
 def test_topology_exists(dataset: Dataset) -> None:
@@ -73,6 +76,45 @@ def test_the_larger_set_extends_the_smaller() -> None:
     assert large.classes[120 - 1] == "rock paper scissors"
     assert small.mutual == tuple(range(50, 61))
     assert large.mutual == (*range(50, 61), *range(106, 121))
+
+
+@pytest.mark.parametrize(
+    ("name", "recordings", "xsub", "xview"),
+    [("pku1", 1076, (944, 132), (717, 359)), ("pku2", 1009, (775, 234), (671, 338))],
+)
+def test_phases_of_pku_mmd(
+    name: str, recordings: int, xsub: tuple[int, int], xview: tuple[int, int]
+) -> None:
+    phase = load_dataset(name)
+    assert phase.recordings == recordings
+    assert (phase.fps, phase.longest, phase.topology) == (30, 300, "kinect_v2")
+    assert set(phase.splits) == {"xsub", "xview"}
+    for split, counts in (("xsub", xsub), ("xview", xview)):
+        listed = phase.split(split).recordings
+        assert (listed.train, listed.test) == counts
+        assert sum(counts) == recordings
+
+
+def test_classes_of_pku_mmd() -> None:
+    first, second = map(load_dataset, PHASES)
+    assert first.classes == second.classes
+    assert len(set(first.classes)) == 51
+    assert first.mutual == second.mutual
+    together = {first.classes[action - 1] for action in first.mutual}
+    assert {name for name in first.classes if "other person" in name} == together - {"handshaking"}
+    for action, start in {1: "bow", 8: "drink", 33: "sitting", 42: "touch back", 51: "wri"}.items():
+        assert first.classes[action - 1].startswith(start)
+
+
+def test_names_tell_the_phases_of_pku_mmd_apart() -> None:
+    first, second = (re.compile(load_dataset(name).names) for name in PHASES)
+    told = {"setup": "0002", "view": "L"}
+    assert first.fullmatch("0002-L").groupdict() == told
+    assert second.fullmatch("A01N13-R").groupdict() == {
+        "setup": "01", "subject": "13", "view": "R",
+    }  # fmt: skip
+    assert not first.fullmatch("A01N13-R")
+    assert not second.fullmatch("0002-L")
 
 
 def test_unknown_names_suggest_the_nearest() -> None:

@@ -28,7 +28,8 @@ LARGEST = 64 << 20  # bytes of one recording; the longest of NTU RGB+D are a ten
 _TEXT = 1 << 20  # bytes up to which a text file may be a list of recordings
 _KNOWN = {
     "NTU RGB+D": ntu.NAME,
-    "PKU-MMD": re.compile(r"(\d{4}-[LMR]|A\d\dN\d\d-[LMR])\.txt", re.ASCII),
+    "PKU-MMD I": re.compile(r"\d{4}-[LMR]\.txt", re.ASCII),
+    "PKU-MMD II": re.compile(r"A\d\dN\d\d-[LMR]\.txt", re.ASCII),
 }
 _PACKED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ")  # gzip, bzip2, xz: no reading from the middle
 
@@ -399,6 +400,7 @@ def _nothing(
         f"no recordings of {title} here",
         file=where,
         found="; ".join([found, *notes]),
-        expected="a folder, zip or tar with members such as S001C001P001R001A001.skeleton",
+        expected="a folder, zip or tar with members such as S001C001P001R001A001.skeleton "
+        "(NTU RGB+D) or 0002-L.txt (PKU-MMD)",
         remedy="name the official archive with --raw",
     )

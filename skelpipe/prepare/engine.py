@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Literal
 
 from skelpipe.errors import UserError
-from skelpipe.manifest import load_dataset, load_topology
+from skelpipe.manifest import load_dataset, topology_of
 from skelpipe.shards.card import Card, Precision, digest_of
 
 from .cluster import run_on_dask
@@ -123,19 +123,30 @@ def prepare(
             disk, more than max(10, 1 %) of a split's samples rejected.
     """
     manifest = load_dataset(dataset)
-    names = list(dict.fromkeys(splits or manifest.splits))
-    for name in names:
+    for name in splits:
         manifest.split(name)
+    if precision == "int16" and not manifest.metric:
+        raise UserError(
+            f"int16 stores steps of 0.25 mm, and {manifest.name} has no metric unit",
+            remedy="prepare it as float32",
+        )
     if engine == "dask":  # whose workers have other working folders
         raw, out = [Path(place).absolute() for place in raw], Path(out).absolute()
     chosen = find_pipeline(pipeline)
     known = {**chosen.switches, **switches_of(manifest)}
     settled = replace(chosen, switches=known).settled(switches or {})
     listing = list_raw(
-        manifest, raw, pipeline=pipeline, switches=settled, missing_list=missing_list
+        manifest,
+        raw,
+        splits=tuple(splits),
+        pipeline=pipeline,
+        switches=settled,
+        missing_list=missing_list,
     )
-    for name in names:
-        if not any(name in unit.parts for unit in listing.units):
+    present = {name for unit in listing.units for name in unit.parts}
+    names = list(dict.fromkeys(splits)) or [name for name in manifest.splits if name in present]
+    for name in names or manifest.splits:
+        if name not in present:
             outside = listing.outside.get(name, ())
             raise UserError(
                 f"none of the recordings belongs to split {name} of {manifest.title}",
@@ -161,7 +172,14 @@ def prepare(
             _sweep(home)
     return Preparation(
         tuple(Prepared(home / name, cards[name], fresh=name in todo) for name in names),
-        listing.notes,
+        (
+            *listing.notes,
+            *(
+                f"left out split {name}: no recording belongs to it"
+                for name in manifest.splits
+                if name not in present
+            ),
+        ),
     )
 
 
@@ -187,7 +205,7 @@ def _make(
         work=work,
         splits=splits,
         dataset=raw.dataset,
-        topology=load_topology(raw.dataset.topology),
+        topology=topology_of(raw.dataset),
         pipeline=raw.pipeline.name,
         switches=raw.switches,
         precision=raw.precision,

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import pyarrow.compute as pc
 
 from skelpipe.errors import UserError
@@ -25,12 +24,11 @@ from skelpipe.shards.card import (
     PipelineStamp,
     Precision,
     Source,
-    Tally,
     card_bytes,
     digest_of,
     read_card,
 )
-from skelpipe.shards.index import INDEX, write_index
+from skelpipe.shards.index import INDEX, tally, write_index
 
 from .files import flush, into_place, write_whole
 from .listing import Listing, Row
@@ -84,7 +82,7 @@ def standing(folder: Path, raw: Raw) -> Card | None:
             found=error.what,
             remedy=_AGAIN,
         ) from error
-    _fits(folder, "from other raw data", card.source, raw.listing.source)
+    _fits(folder, "from other raw data", card.source, _source(raw, folder.name))
     _fits(folder, "with another missing list", card.missing_list, raw.listing.missing)
     _fits(
         folder,
@@ -162,9 +160,9 @@ def finish(split: str, raw: Raw, plan: Plan, job: Job, tasks: dict[int, Task]) -
         files[name] = _stamp(folder / name)
     published = raw.dataset.split(split).published
     counts = Counts(
-        total=_tally(index),
-        train=_tally(index.filter(pc.equal(index["part"], "train"))),
-        test=_tally(index.filter(pc.equal(index["part"], "test"))),
+        total=tally(index),
+        train=tally(index.filter(pc.equal(index["part"], "train"))),
+        test=tally(index.filter(pc.equal(index["part"], "test"))),
         published=published.model_dump() if published else {},
         rejected=dict(count_kinds(rejected)),
         missing=raw.listing.left_out,
@@ -178,11 +176,12 @@ def finish(split: str, raw: Raw, plan: Plan, job: Job, tasks: dict[int, Task]) -
         fps=raw.dataset.fps,
         pipeline=_pipeline_stamp(raw),
         precision=raw.precision,
+        metric=raw.dataset.metric,
         classes=raw.dataset.classes,
         counts=counts,
         missing_list=raw.listing.missing,
         warnings=tuple(_warnings(raw, counts)),
-        source=raw.listing.source,
+        source=_source(raw, split),
         files=files,
         data_digest=digest_of(sorted(digests)),
     )
@@ -197,22 +196,6 @@ def put_in_place(made: Path, final: Path) -> None:
         shutil.rmtree(old, ignore_errors=True)
         final.rename(old)
     into_place(made, final)
-
-
-def _tally(index: pa.Table) -> Tally:
-    def per(field: str, least: int = 1) -> dict[int, int]:
-        counted = pc.value_counts(index[field]).to_pylist()
-        return {row["values"]: row["counts"] for row in counted if row["values"] >= least}
-
-    return Tally(
-        samples=len(index),
-        bodies=pc.sum(index["bodies"]).as_py() or 0,
-        frames=pc.sum(index["frames"]).as_py() or 0,
-        classes=per("label", 0),  # -1: a whole recording shows many
-        subjects=per("subject"),  # 0: not stated
-        cameras=per("camera"),
-        setups=per("setup"),
-    )
 
 
 def _warnings(raw: Raw, counts: Counts) -> Iterator[str]:
@@ -231,6 +214,10 @@ def _warnings(raw: Raw, counts: Counts) -> Iterator[str]:
             f"{not_applied}: {samples:,} samples where {published:,} are published; get it from "
             f"{missing.where} and lay it beside the raw data"
         )
+
+
+def _source(raw: Raw, split: str) -> Source:
+    return raw.listing.source.model_copy(update={"split_list": raw.listing.lists.get(split, "")})
 
 
 def _pipeline_stamp(raw: Raw) -> PipelineStamp:

@@ -80,8 +80,10 @@ class Listing:
         source: Identity of all recordings of the data set that were found.
         refused: Recordings that are not even read.
         outside: Split -> samples that it has no part for, sorted.
+        lists: Split -> digest of the list that parts its recordings, where there is one.
         missing: The list of recordings to leave out that was applied, or would be.
         left_out: How many recordings it left out.
+        classes: Names of the classes, where the manifest leaves them to the labels.
         warnings: What every table made from the set must repeat.
         notes: What was passed over, in sentences.
     """
@@ -90,7 +92,9 @@ class Listing:
     source: Source
     refused: tuple[Row, ...] = ()
     outside: Mapping[str, tuple[Row, ...]] = field(default_factory=dict)
+    lists: Mapping[str, str] = field(default_factory=dict)
     missing: MissingStamp | None = None
     left_out: int = 0
+    classes: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()

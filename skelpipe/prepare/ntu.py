@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.csv as csv
 
 from .recording import Recording, RejectedError
 
@@ -16,21 +15,12 @@ NAME = re.compile(r"(S\d{3}C\d{3}P\d{3}R\d{3}A\d{3})\.skeleton", re.ASCII)
 KEY = re.compile(r"S(\d{3})C(\d{3})P(\d{3})R(\d{3})A(\d{3})", re.ASCII)
 
 _JOINTS = 25
+_BODY = 2 + _JOINTS  # lines of a body in a frame: its header, its joint count, its joints
 _HEADER = 10  # fields of a body's header: its id, eight flags and leanings, its tracking state
-_COLUMNS = [str(column) for column in range(12)]
+_FIELDS = 12  # of a joint: x, y, z, and nine that are not used
 _ID = re.compile(rb"-?\d{1,19}")
-_NUMBER = re.compile(rb"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
+_NUMBER = re.compile(rb"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?")
 _FARTHEST = 1e6  # metres; beyond it sums of squares would overflow, and no sensor sees so far
-
-_PARSE = csv.ParseOptions(
-    delimiter=" ", quote_char=False, double_quote=False, escape_char=False, ignore_empty_lines=False
-)
-_CONVERT = csv.ConvertOptions(
-    column_types=dict.fromkeys(_COLUMNS[:3], pa.float64()),
-    include_columns=_COLUMNS[:3],
-    null_values=[],
-    check_utf8=False,
-)
 
 
 @dataclass(frozen=True)
@@ -65,13 +55,107 @@ def parse(data: bytes) -> Recording:
     """
     if not data.isascii():
         raise RejectedError("not a text file", found="a byte above 127", expected="ASCII")
+    usual = _by_columns(data)
+    return usual if usual is not None else _by_line(data)
+
+
+def _by_columns(data: bytes) -> Recording | None:
+    """Read a file as the sensor's software writes it; None for any that differs in any way.
+
+    Fields stand apart by one space and lines end where their last field does. So the places of the
+    white space say where all fields are, and only those that are needed are looked at.
+
+    What takes time here is memory, which is why places are kept in 32 bits.
+    """
+    if len(data) >= 2**31:
+        return None
+    text = data.replace(b"\r\n", b"\n") if b"\r" in data else data
+    if not text.endswith(b"\n") or text[-2:].isspace():
+        text = text.rstrip() + b"\n"
+    bytes_ = np.frombuffer(text, dtype=np.uint8)
+    places = np.flatnonzero(bytes_ <= ord(" "))
+    after = bytes_[places]
+    ends = places.astype(np.int32)  # of the fields
+    if ends[0] == 0 or (ends[1:] - ends[:-1]).min(initial=2) == 1:
+        return None  # an empty field
+    last_L = np.flatnonzero(after == ord("\n"))  # field of each line
+    lines = len(last_L)
+    if np.count_nonzero(after == ord(" ")) + lines < len(ends):
+        return None  # other white space, or another control character
+    stop_L = ends[last_L]
+    start_L = np.append(np.int32(0), stop_L[:-1] + 1)
+    fields_L = last_L - np.concatenate([[-1], last_L[:-1]])
+
+    def cut(starts: npt.NDArray[np.int32], stops: npt.NDArray[np.int32]) -> list[bytes]:
+        pairs = zip(starts.tolist(), stops.tolist(), strict=True)
+        return [text[start:stop] for start, stop in pairs]
+
+    # A line of as many fields as a header has starts a body. What is in no body counts the bodies
+    # of a frame, apart from the first line: it counts the frames.
+    header_R = np.flatnonzero(fields_L == _HEADER)
+    if len(header_R) and header_R[-1] + _BODY > lines:
+        return None
+    row_RJ = header_R[:, None] + np.arange(2, _BODY)
+    if (fields_L[row_RJ] != _FIELDS).any():
+        return None
+    if cut(start_L[header_R + 1], stop_L[header_R + 1]) != [b"%d" % _JOINTS] * len(header_R):
+        return None
+    outside_L = np.ones(lines, dtype=np.bool_)
+    outside_L[0] = False
+    outside_L[header_R[:, None] + np.arange(_BODY)] = False
+    line_F = np.flatnonzero(outside_L)
+    bodies_F = np.diff(line_F, append=lines) // _BODY
+    frame_R = np.repeat(np.arange(len(line_F)), bodies_F)
+    if len(frame_R) != len(header_R):
+        return None  # bodies before the first frame
+    if cut(start_L[line_F], stop_L[line_F]) != [b"%d" % bodies for bodies in bodies_F.tolist()]:
+        return None
+    if text[: stop_L[0]] != b"%d" % len(line_F):
+        return None
+
+    names = cut(start_L[header_R], ends[last_L[header_R] - (_HEADER - 1)])
+    id_of = {name: _integer(name) for name in set(names)}
+    if None in id_of.values():
+        return None
+    before = last_L[row_RJ.ravel()] - _FIELDS  # the last field of the line before
+    line, x, y, z = (ends[before + field] for field in range(4))
+    xyz = _numbers(text, np.stack([line + 1, x, x + 1, y, y + 1, z], axis=-1))
+    if xyz is None or not (np.abs(xyz) <= _FARTHEST).all():  # false for NaN as well
+        return None
+    return Recording(
+        frames=len(line_F),
+        frame_R=frame_R,
+        id_R=np.array([id_of[name] for name in names], dtype=np.int64),
+        xyz_RJC=xyz.reshape(-1, _JOINTS, 3),
+    )
+
+
+def _numbers(text: bytes, place: npt.NDArray[np.int32]) -> npt.NDArray[np.float64] | None:
+    """Numbers that stand in a text from every second place on to before the next; None if not."""
+    if not place.size:
+        return np.zeros(0)
+    # To Arrow the text is a column of strings: each number, then, declared missing, what lies
+    # between it and the next. So it converts the numbers where they stand.
+    strings = place.size - 1
+    present = np.full(strings // 8 + 1, 0b01010101, dtype=np.uint8)
+    buffers = [pa.py_buffer(present), pa.py_buffer(place.ravel()), pa.py_buffer(text)]
+    column = pa.Array.from_buffers(pa.string(), strings, buffers)
+    try:
+        numbers = column.cast(pa.float64())
+    except pa.ArrowInvalid:
+        return None
+    read: npt.NDArray[np.float64] = numbers.to_numpy(zero_copy_only=False)[::2].copy()
+    return read
+
+
+def _by_line(data: bytes) -> Recording:
+    """Read any file, line by line, and name the line that is at fault."""
     text = _Lines(data)
     frames = text.count(0, "frame count")
     at = 1
     frame_R: list[int] = []
     id_R: list[int] = []
-    first_rows: list[int] = []
-    blocks: list[bytes] = []
+    first_R: list[int] = []  # line of the first joint
     for frame in range(frames):
         bodies = text.count(at, "body count")
         at += 1
@@ -81,12 +165,11 @@ def parse(data: bytes) -> Recording:
                 raise RejectedError(
                     "wrong joint count", line=at + 2, found=_shown(text[at + 1]), expected="25"
                 )
-            first_rows.append(at + 2)
+            first_R.append(at + 2)
             frame_R.append(frame)
-            at += 2 + _JOINTS
+            at += _BODY
             if at > len(text):
                 raise _truncated(len(text), f"a whole body in frame {frame + 1} of {frames}")
-            blocks.append(text.block(at - _JOINTS, at))
     if not text.blank_from(at):
         raise RejectedError(
             "text after the last frame",
@@ -94,14 +177,13 @@ def parse(data: bytes) -> Recording:
             found=_shown(text[at]),
             expected=f"the end after {frames} frames",
         )
-    xyz_RJC = _positions(blocks)
-    if xyz_RJC is None:
-        xyz_RJC = _positions_by_line(blocks, first_rows, len(text))
+    rows = (line for first in first_R for line in range(first, first + _JOINTS))
+    xyz = np.array([_position(text, line) for line in rows])
     return Recording(
         frames=frames,
         frame_R=np.array(frame_R, dtype=np.int64),
         id_R=np.array(id_R, dtype=np.int64),
-        xyz_RJC=xyz_RJC,
+        xyz_RJC=xyz.reshape(-1, _JOINTS, 3),
     )
 
 
@@ -110,19 +192,15 @@ class _Lines:
 
     def __init__(self, data: bytes) -> None:
         self._data = data
-        ends = np.flatnonzero(np.frombuffer(data, dtype=np.uint8) == ord("\n")).tolist()
+        ends = np.flatnonzero(np.frombuffer(data, dtype=np.uint8) == ord("\n"))
         unended = [] if data.endswith(b"\n") else [len(data)]
-        self._marks = [-1, *ends, *unended]
+        self._marks = np.concatenate([[-1], ends, unended]).astype(np.int64)
 
     def __len__(self) -> int:
         return len(self._marks) - 1
 
     def __getitem__(self, line: int) -> bytes:
         return self._data[self._marks[line] + 1 : self._marks[line + 1]].strip()
-
-    def block(self, start: int, stop: int) -> bytes:
-        """Lines from start on to before stop, with their ends."""
-        return self._data[self._marks[start] + 1 : self._marks[stop] + 1]
 
     def blank_from(self, line: int) -> bool:
         """Whether nothing but white space stands from a line on."""
@@ -148,55 +226,41 @@ def _body_id(text: _Lines, line: int) -> int:
     fields = text[line].split() if line < len(text) else []
     if not fields and text.blank_from(line):
         raise _truncated(len(text), "a body")
-    if len(fields) == _HEADER and _ID.fullmatch(fields[0]) and abs(int(fields[0])) < 2**63:
-        return int(fields[0])
-    raise RejectedError(
-        "wrong body header",
-        line=line + 1,
-        found=f"{len(fields)} fields, the first of them {_shown(fields[0] if fields else b'')}",
-        expected="10, the first of them an id of 64 bits",
-    )
+    number = _integer(fields[0]) if len(fields) == _HEADER else None
+    if number is None:
+        raise RejectedError(
+            "wrong body header",
+            line=line + 1,
+            found=f"{len(fields)} fields, the first of them {_shown(fields[0] if fields else b'')}",
+            expected="10, the first of them an id of 64 bits",
+        )
+    return number
 
 
-def _positions(blocks: list[bytes]) -> npt.NDArray[np.float64] | None:
-    """All joint rows in one columnar read; None where a row is not twelve plain fields."""
-    if not blocks:
-        return np.zeros((0, _JOINTS, 3))
-    table = b"".join(blocks)
-    read = csv.ReadOptions(use_threads=False, column_names=_COLUMNS, block_size=len(table))
-    try:
-        columns = csv.read_csv(pa.BufferReader(table), read, _PARSE, _CONVERT)
-    except pa.ArrowInvalid:
-        return None
-    if columns.num_rows != len(blocks) * _JOINTS:
-        return None
-    xyz = np.stack([column.to_numpy() for column in columns.columns], axis=-1)
-    if not (np.abs(xyz) <= _FARTHEST).all():  # false for NaN as well
-        return None
-    return xyz.reshape(-1, _JOINTS, 3)
+def _integer(field: bytes) -> int | None:
+    """An id; None where it is none."""
+    if _ID.fullmatch(field) and abs(number := int(field)) < 2**63:
+        return number
+    return None
 
 
-def _positions_by_line(
-    blocks: list[bytes], first_rows: list[int], lines: int
-) -> npt.NDArray[np.float64]:
-    """The same line by line: reads other white space too, and names the line that is at fault."""
-    xyz = []
-    for first, block in zip(first_rows, blocks, strict=True):
-        for line, row in enumerate(block.split(b"\n")[:_JOINTS], first + 1):
-            fields = row.split()
-            if len(fields) < len(_COLUMNS) and line == lines:
-                raise _truncated(lines, "a row of 12 fields")
-            if len(fields) != len(_COLUMNS):
-                raise RejectedError(
-                    "wrong joint row", line=line, found=f"{len(fields)} fields", expected="12"
-                )
-            for field in fields[:3]:
-                if not _NUMBER.fullmatch(field) or abs(float(field)) > _FARTHEST:
-                    raise RejectedError(
-                        "no number in x, y, z", line=line, found=_shown(field), expected="metres"
-                    )
-            xyz.append([float(field) for field in fields[:3]])
-    return np.array(xyz).reshape(-1, _JOINTS, 3)
+def _position(text: _Lines, line: int) -> list[float]:
+    fields = text[line].split()
+    if len(fields) < _FIELDS and line + 1 == len(text):
+        raise _truncated(len(text), f"a row of {_FIELDS} fields")
+    if len(fields) != _FIELDS:
+        raise RejectedError(
+            "wrong joint row", line=line + 1, found=f"{len(fields)} fields", expected=str(_FIELDS)
+        )
+    position = []
+    for field in fields[:3]:
+        value = float(field) if _NUMBER.fullmatch(field) else np.nan
+        if not abs(value) <= _FARTHEST:
+            raise RejectedError(
+                "no number in x, y, z", line=line + 1, found=_shown(field), expected="metres"
+            )
+        position.append(value)
+    return position
 
 
 def _shown(field: bytes) -> str:

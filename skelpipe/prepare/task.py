@@ -9,12 +9,14 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from skelpipe.errors import UserError
 from skelpipe.manifest import AnyDataset
 from skelpipe.shards.card import Precision
-from skelpipe.shards.tar import ShardWriter, payload_bytes
+from skelpipe.shards.tar import OutOfRangeError, ShardWriter, payload_bytes
 from skelpipe.skeleton import Topology
 
 from .archive import Reader
@@ -22,6 +24,7 @@ from .files import into_place, new_name, write_whole
 from .formats import read
 from .listing import Clip, Row
 from .normalise import find_pipeline
+from .pku import frame_labels
 from .plan import Group
 from .recording import Recording, RejectedError
 
@@ -116,8 +119,16 @@ def write_group(group: Group, job: Job, tick: Callable[[int], None]) -> None:
                 except RejectedError as error:
                     rejected.append((clip.key, unit.source, error.reason))
                     continue
-                payload = payload_bytes(poses)
-                fields = {
+                try:
+                    payload = payload_bytes(poses, job.precision)
+                except OutOfRangeError as error:
+                    raise UserError(
+                        f"{clip.key} does not fit into int16",
+                        file=str(unit.member),
+                        found=error,
+                        remedy="prepare it as float32",
+                    ) from error
+                fields: dict[str, Any] = {
                     "key": clip.key,
                     "label": clip.label,
                     "subject": clip.subject,
@@ -129,7 +140,7 @@ def write_group(group: Group, job: Job, tick: Callable[[int], None]) -> None:
                     "source": unit.source,
                 }
                 place = {
-                    "offset": writer.add(clip.key, payload, json.dumps(fields).encode()),
+                    "offset": writer.add(clip.key, payload, _description(fields, clip, job)),
                     "size": len(payload),
                     "crc32": zlib.crc32(payload),
                     "sha256": hashlib.sha256(payload).hexdigest(),
@@ -144,6 +155,18 @@ def write_group(group: Group, job: Job, tick: Callable[[int], None]) -> None:
     task = Task(len(rows), rejected, dict(odd), writer.size, sha256)
     write_whole(job._rows(group), json.dumps(rows).encode())
     write_whole(job.marker(group), json.dumps(asdict(task)).encode())
+
+
+def _description(fields: dict[str, Any], clip: Clip, job: Job) -> bytes:
+    """A sample's JSON; for a whole recording also what happens when, row by row and resolved.
+
+    ``frame_labels`` are runs of (action or 0 for none, number of frames), all frames in turn.
+    """
+    if clip.actions is None:
+        return json.dumps(fields).encode()
+    labels_T = frame_labels(clip.actions, fields["frames"], job.switches["reversed"])
+    runs = [(int(label), len(list(run))) for label, run in groupby(labels_T)]
+    return json.dumps({**fields, "actions": clip.actions, "frame_labels": runs}).encode()
 
 
 def _cut(whole: Recording, clip: Clip, odd: Counter[str]) -> Recording:

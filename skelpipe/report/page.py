@@ -17,9 +17,9 @@ from skelpipe.methods.slim import chance_loss
 from skelpipe.protocols.evaluate import load_protocol, load_student
 from skelpipe.protocols.features import extract, token_features
 from skelpipe.random import fold
+from skelpipe.report.html import facts, picture, table, warnings, write_html
 from skelpipe.report.plots import (
     confusion_figure,
-    data_uri,
     feature_map_figure,
     loss_figure,
     views_figure,
@@ -44,36 +44,6 @@ _FLOORS = (
 )
 
 _SHORT = {"knn": "k-NN", "linear": "linear"}
-
-_STYLE = """
-:root { color-scheme: light dark; --ink: #1d2329; --faint: #5b6570; --line: #d9dee3;
-  --paper: #fff; --band: #f4f6f8; --accent: #00639c; --warn: #8a4b00; }
-@media (prefers-color-scheme: dark) { :root { --ink: #e4e8ec; --faint: #a2acb5; --line: #3a424a;
-  --paper: #15191d; --band: #1f252b; --accent: #7cc0ee; --warn: #ffb86b; } }
-* { box-sizing: border-box; }
-body { margin: 0 auto; max-width: 62rem; padding: 1.2rem; background: var(--paper);
-  color: var(--ink); font: 1rem/1.55 system-ui, sans-serif; overflow-wrap: break-word; }
-h1 { font-size: 1.7rem; line-height: 1.2; margin: .6rem 0; }
-h2 { font-size: 1.2rem; margin: 2.2rem 0 .5rem; }
-p, ul { margin: .5rem 0; } ul { padding-left: 1.2rem; }
-.about { border-left: 4px solid var(--accent); padding: .2rem 1rem; background: var(--band); }
-.warning { color: var(--warn); }
-.faint, figcaption { color: var(--faint); font-size: .9rem; }
-.gains { display: grid; grid-template-columns: repeat(auto-fit, minmax(13rem, 1fr)); gap: .8rem;
-  list-style: none; padding: 0; }
-.gains li { background: var(--band); border-radius: 8px; padding: .7rem 1rem; }
-.gains b { display: block; font-size: 1.5rem; }
-.scroll { overflow-x: auto; }
-table { border-collapse: collapse; width: 100%; }
-th, td { text-align: left; padding: .4rem .7rem; border-bottom: 1px solid var(--line);
-  vertical-align: top; }
-.numbers th:nth-child(n+3), .numbers td:nth-child(n+3) { text-align: right;
-  font-variant-numeric: tabular-nums; }
-pre { overflow-x: auto; background: var(--band); padding: .7rem; font-size: .8rem; }
-.facts th { font-weight: 600; white-space: nowrap; }
-figure { margin: 1rem 0; }
-figure img { display: block; width: 100%; min-width: 40rem; background: #fff; border-radius: 8px; }
-"""
 
 
 def write_page(
@@ -100,7 +70,6 @@ def write_page(
     # A folder that holds no more than a recipe still makes a page.
     metrics = read_metrics(run.folder) if (run.folder / "metrics.jsonl").is_file() else []
     parts = [
-        f"<h1>{escape(title)}</h1>",
         _about(about),
         *_results(run, records),
         *_pictures(run, records, metrics, data, device or torch.device("cpu")),
@@ -111,17 +80,7 @@ def write_page(
         "read it so:</p>",
         _list(run.data["readings"]),
     ]
-    out.parent.mkdir(parents=True, exist_ok=True)
-    part = out.with_name(out.name + ".part")
-    part.write_text(
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escape(title)}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n"
-        + "\n".join(parts)
-        + "\n</body>\n</html>\n",
-        encoding="utf-8",
-    )
-    part.replace(out)
+    write_html(out, title, parts)
 
 
 def _about(paragraphs: Sequence[str]) -> str:
@@ -129,16 +88,12 @@ def _about(paragraphs: Sequence[str]) -> str:
     return f'<div class="about">{text}</div>' if text else ""
 
 
-def _warnings(warnings: Iterable[str]) -> str:
-    return "".join(f'<p class="warning">Warning: {escape(text)}</p>' for text in warnings)
-
-
 def _results(run: Run, records: Sequence[Record]) -> list[str]:
     if not records:
         return [
             "<h2>Results</h2>",
             "<p>This run has not been evaluated.</p>",
-            _warnings(run.data["warnings"]),
+            warnings(run.data["warnings"]),
         ]
     groups = comparable(records)
     cards = [
@@ -151,19 +106,14 @@ def _results(run: Run, records: Sequence[Record]) -> list[str]:
     parts = ["<h2>Results</h2>"]
     if cards:
         parts += [f'<ul class="gains">{"".join(cards)}</ul>', f"<p>{_FLOORS}</p>"]
-    return parts + [_table(table) for table in result_tables(records)]
+    return parts + [_table(results) for results in result_tables(records)]
 
 
-def _table(table: Table) -> str:
-    head = "".join(f"<th>{escape(column)}</th>" for column in table.columns)
-    rows = "".join(
-        "<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in table.rows
-    )
+def _table(results: Table) -> str:
     return (
-        f"<h3>{escape(table.title)}</h3>{_warnings(table.warnings)}"
-        f'<p class="faint">{escape(table.subtitle)}. Protocol: {escape(table.numbers)}.</p>'
-        f'<div class="scroll"><table class="numbers"><thead><tr>{head}</tr></thead>'
-        f"<tbody>{rows}</tbody></table></div>"
+        f"<h3>{escape(results.title)}</h3>{warnings(results.warnings)}"
+        f'<p class="faint">{escape(results.subtitle)}. Protocol: {escape(results.numbers)}.</p>'
+        f"{table(results.columns, results.rows)}"
     )
 
 
@@ -178,7 +128,7 @@ def _pictures(
     if metrics:
         parts += [
             "<h2>Pre-training</h2>",
-            _figure(
+            picture(
                 loss_figure(metrics, chance_loss(run.recipe)),
                 "loss curves",
                 "Means over short stretches of steps. A student that tells nothing apart has a "
@@ -190,7 +140,7 @@ def _pictures(
     if data is not None:
         parts += [
             "<h2>What the network is shown</h2>",
-            _figure(
+            picture(
                 _views(run, data),
                 "views of two samples with their masks",
                 "Views of two training samples in the first epoch as the method draws them: "
@@ -203,7 +153,7 @@ def _pictures(
         if complete_checkpoints(run.folder):
             parts += [
                 "<h2>The features</h2>",
-                _figure(
+                picture(
                     _features(run, data, device),
                     "map of the test features",
                     "Test samples as the student sees them (mean of patch tokens, scaled to unit "
@@ -218,7 +168,7 @@ def _pictures(
             parts += [
                 f"<h2>Confusions, {escape(features_name(record))}: "
                 f"{escape(record['protocol']['title'])}</h2>",
-                _figure(
+                picture(
                     confusion_figure(record["confusion"], record["classes"]),
                     "confusion matrix",
                     f"The {network}'s answers, {record['part']}: shades are shares of a true "
@@ -226,13 +176,6 @@ def _pictures(
                 ),
             ]
     return parts
-
-
-def _figure(figure: Figure, what: str, caption: str) -> str:
-    return (
-        f'<figure><div class="scroll"><img alt="{escape(what)}" src="{data_uri(figure)}"></div>'
-        f"<figcaption>{escape(caption)}</figcaption></figure>"
-    )
 
 
 def _views(run: Run, data: Path, count: int = 2) -> Figure:
@@ -270,7 +213,7 @@ def _facts(run: Run, metrics: Sequence[dict[str, float]]) -> str:
     recipe, data = run.recipe, run.data
     train = recipe.train
     seconds = sum(train.batch / record["samples_per_s"] for record in metrics)
-    facts = {
+    rows = {
         "recipe": ": ".join(filter(None, (recipe.name, recipe.title))),
         "training": f"{train.epochs} epochs, batch {train.batch}, {train.precision}, "
         f"{len(metrics):,} steps in {seconds / 60:.1f} minutes",
@@ -282,15 +225,10 @@ def _facts(run: Run, metrics: Sequence[dict[str, float]]) -> str:
     for checkpoint in complete_checkpoints(run.folder)[-1:]:
         state = read_json(checkpoint / "state.json")
         versions = ", ".join(f"{name} {number}" for name, number in state["versions"].items())
-        facts["machine"] = f"{state['machine']}, {state['device']}, {state['threads']} threads"
-        facts["versions"] = versions
-    rows = "".join(
-        f"<tr><th>{escape(name)}</th><td>{escape(str(value))}</td></tr>"
-        for name, value in facts.items()
-    )
+        rows["machine"] = f"{state['machine']}, {state['device']}, {state['threads']} threads"
+        rows["versions"] = versions
     return (
-        f'<table class="facts">{rows}</table>'
-        f"<details><summary>The recipe in full</summary><pre>"
+        f"{facts(rows)}<details><summary>The recipe in full</summary><pre>"
         f"{escape(recipe.model_dump_json(indent=1))}</pre></details>"
     )
 

@@ -1,13 +1,11 @@
-"""Figures of a run, on Matplotlib's figure objects alone: nothing global is drawn on or left over.
-
-Colours are Okabe and Ito's, which colour-blind readers can tell apart.
-"""
+"""Figures of a run, on Matplotlib's figure objects alone: nothing global is used or left over."""
 
 from __future__ import annotations
 
 import base64
 from collections.abc import Sequence
 from io import BytesIO
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -17,14 +15,16 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
 
-from skelpipe.methods.slim import ViewGroup
 from skelpipe.skeleton import Topology
+
+from .colours import COLOURS, GREY, colour
+
+if TYPE_CHECKING:
+    from skelpipe.methods.slim import ViewGroup
 
 Floats = npt.NDArray[np.float32]
 
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C6D31")
 _MARKERS = "os^DvP*X"
-_GREY = "#9AA0A6"
 _POINTS = 200  # of a curve
 _PITCH = 1.4  # metres from one stick figure to the next
 _HEIGHT = (-1.2, 1.7)  # metres shown below and above the root, with room for a view's heading
@@ -36,6 +36,11 @@ def data_uri(figure: Figure) -> str:
     with rc_context({"svg.hashsalt": "skelpipe"}):
         figure.savefig(stream, format="svg", metadata={"Date": None})
     return "data:image/svg+xml;base64," + base64.b64encode(stream.getvalue()).decode()
+
+
+def plain(name: str) -> str:
+    """A name as Matplotlib must be given it, so that it reads no formula between dollar signs."""
+    return name.replace("$", r"\$")
 
 
 def loss_figure(metrics: Sequence[dict[str, float]], chance: float) -> Figure:
@@ -50,9 +55,9 @@ def loss_figure(metrics: Sequence[dict[str, float]], chance: float) -> Figure:
     epochs = _binned([record["epoch"] for record in metrics])
 
     def curves(panel: Axes, title: str, unit: str, names: dict[str, str]) -> None:
-        for colour, (name, label) in zip(_COLOURS, names.items(), strict=False):
+        for number, (name, label) in enumerate(names.items()):
             values = _binned([record[name] for record in metrics])
-            panel.plot(epochs, values, color=colour, linewidth=1.6, label=label)
+            panel.plot(epochs, values, color=colour(number), linewidth=1.6, label=label)
         panel.set_title(title, fontsize=10, loc="left", fontweight="bold")
         panel.set_ylabel(unit)
         panel.grid(color="#E3E6EA", linewidth=0.6)
@@ -115,7 +120,9 @@ def views_figure(
         width = 0.0
         for group in groups:
             width = _draw_group(panel, group, sample, anchor, sample_of_body, topology, width)
-        panel.set_title(f"{names[sample]}, anchor {anchor + 1}", fontsize=10, loc="left", y=0.98)
+        panel.set_title(
+            f"{plain(names[sample])}, anchor {anchor + 1}", fontsize=10, loc="left", y=0.98
+        )
         panel.axis("off")
         right = max(right, width)
     for panel in panels:
@@ -127,10 +134,10 @@ def views_figure(
     top = 1 - 0.55 / figure.get_figheight()
     figure.subplots_adjust(left=0.01, right=0.99, bottom=0, top=top, hspace=0.12)
     handles = [
-        Line2D([], [], marker="o", color=colour, label=part.replace("_", " "))
-        for part, colour in zip(topology.parts, _COLOURS, strict=False)
+        Line2D([], [], marker="o", color=colour(number), label=plain(part.replace("_", " ")))
+        for number, part in enumerate(topology.parts)
     ]
-    hollow = Line2D([], [], marker="o", color=_GREY, markerfacecolor="white", linestyle=":")
+    hollow = Line2D([], [], marker="o", color=GREY, markerfacecolor="white", linestyle=":")
     hollow.set_label("masked")
     handles.append(hollow)
     figure.legend(handles=handles, ncols=len(handles), loc="upper center", frameon=False)
@@ -165,9 +172,9 @@ def feature_map_figure(
             s=26,
             alpha=0.75,
             linewidths=0,
-            color=_COLOURS[number % len(_COLOURS)],
-            marker=_MARKERS[(number + number // len(_COLOURS)) % len(_MARKERS)],
-            label=f"{number + 1}  {classes[label]}",
+            color=colour(number),
+            marker=_MARKERS[(number + number // len(COLOURS)) % len(_MARKERS)],
+            label=f"{number + 1}  {plain(classes[label])}",
         )
         centres.append(np.median(points, axis=0))
     for number, centre in enumerate(_apart(np.array(centres), 0.03 * np.ptp(place_N2, axis=0))):
@@ -200,7 +207,7 @@ def confusion_figure(counts: Sequence[Sequence[int]], classes: Sequence[str]) ->
     table = np.array(counts)
     used = np.flatnonzero(table.sum(0) + table.sum(1)).tolist()
     table = table[np.ix_(used, used)]
-    names = [classes[label] for label in used]
+    names = [plain(classes[label]) for label in used]
     share = table / table.sum(1, keepdims=True).clip(1)
 
     side = min(2.6 + 0.42 * len(used), 13)
@@ -302,7 +309,7 @@ def _draw_stick(
         panel.plot(
             x_JC[[parent, joint], 0],
             x_JC[[parent, joint], 1],
-            color=_GREY if hidden else _COLOURS[part_of[joint]],
+            color=GREY if hidden else colour(part_of[joint]),
             linewidth=0.8 if hidden else 2,
             linestyle=":" if hidden else "-",
             zorder=1,
@@ -314,8 +321,8 @@ def _draw_stick(
             marker="o",
             markersize=3.2,
             zorder=2,
-            markerfacecolor="white" if mask_J[joint] else _COLOURS[part_of[joint]],
-            markeredgecolor=_GREY if mask_J[joint] else _COLOURS[part_of[joint]],
+            markerfacecolor="white" if mask_J[joint] else colour(part_of[joint]),
+            markeredgecolor=GREY if mask_J[joint] else colour(part_of[joint]),
             markeredgewidth=0.8,
         )
 

@@ -75,11 +75,15 @@ class MissingStamp(_Strict):
 
 
 class Source(_Strict):
-    """The raw recordings: their layout, how many, and a digest over their sorted (name, size)."""
+    """The raw recordings: their layout, how many, and a digest over their sorted (name, size).
+
+    ``split_list`` is the digest of the owners' list that parts them, where there is one.
+    """
 
     layout: str
     recordings: int
     digest: str
+    split_list: str = ""
 
 
 class FileStamp(_Strict):

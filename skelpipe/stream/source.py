@@ -1,7 +1,8 @@
 """Samples of a prepared set as ragged tensors: resident on the device, or read from mapped tars.
 
-Both give the same `Batch` for the same rows. Every payload is checked against the index's crc32
-when it is read: once for a resident source, at each read for a mapped one.
+Both give the same `Batch` for the same rows: float32 metres, whatever the precision of the set.
+Every payload is checked against the index's crc32 when it is read: once for a resident source, at
+each read for a mapped one; the index is checked against the card.
 """
 
 from __future__ import annotations
@@ -10,8 +11,7 @@ import mmap
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
-from io import BytesIO
+from io import BufferedReader
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -23,10 +23,13 @@ import torch
 from torch import Tensor
 
 from skelpipe.errors import UserError
-from skelpipe.shards.card import Card, read_card
-from skelpipe.shards.index import read_index
+from skelpipe.shards.card import STEP, read_card
+from skelpipe.shards.index import INDEX, read_index
+from skelpipe.shards.tar import ITEM, PAYLOAD_HEADER, payload_header
 
 Part = Literal["train", "test"]
+
+_REMEDY = "copy the prepared set again, or run `skelpipe prepare … --force`"
 
 
 @dataclass(frozen=True)
@@ -111,14 +114,18 @@ class Resident:
         reader = _Reader(folder, table)
         self.table = table
         self.device = device
-        rows = reader.bodies * reader.frames
-        start = np.cumsum(rows) - rows
-        flat = np.empty((int(rows.sum()), reader.joints, 3), dtype=np.float32)
+        start = np.cumsum(reader.rows) - reader.rows
+        flat = np.empty((int(reader.rows.sum()), reader.joints, 3), dtype=np.float32)
         # In the order of the files: one sequential pass over each shard.
-        for place in np.lexsort((reader.offset, reader.shard)):
-            flat[start[place] : start[place] + rows[place]] = reader.read(place)
-        self.flat_RJC = torch.from_numpy(flat).to(device)
-        self.present_R = (self.flat_RJC != 0).flatten(1).any(1)
+        for shard in np.unique(reader.shard):
+            with _open(folder / str(shard)) as file:
+                places = np.flatnonzero(reader.shard == shard)
+                for place in places[np.argsort(reader.offset[places])]:
+                    end = start[place] + reader.rows[place]
+                    reader.read(file, place, flat[start[place] : end])
+        flat_RJC = torch.from_numpy(flat)
+        self.flat_RJC = flat_RJC.to(device)
+        self.present_R = _present(flat_RJC).to(device)
         self.start_N = torch.from_numpy(start).to(device)
         self.frames_N = torch.from_numpy(reader.frames).to(device)
         self.bodies_N = torch.from_numpy(reader.bodies).to(device)
@@ -149,7 +156,8 @@ class Mapped:
     def __init__(self, folder: Path, table: pa.Table, device: torch.device) -> None:
         self.table = table
         self.device = device
-        self._reader = _Reader(folder, table)
+        self._reader = reader = _Reader(folder, table)
+        self._maps = {str(name): _map(folder / str(name)) for name in np.unique(reader.shard)}
 
     def __len__(self) -> int:
         return len(self.table)
@@ -157,17 +165,23 @@ class Mapped:
     def take(self, places: Tensor, key_N: Tensor | None = None) -> Batch:
         """The samples at these places, read, checked and moved to the device."""
         reader, chosen = self._reader, places.cpu().numpy()
-        arrays = [reader.read(place) for place in chosen]
-        rows = reader.bodies[chosen] * reader.frames[chosen]
+        rows = reader.rows[chosen]
+        start = np.cumsum(rows) - rows
+        flat = np.empty((int(rows.sum()), reader.joints, 3), dtype=np.float32)
+        for place, begin, count in zip(chosen, start, rows, strict=True):
+            shard = memoryview(self._maps[str(reader.shard[place])])
+            payload = shard[reader.offset[place] : reader.offset[place] + reader.size[place]]
+            reader.check(place, payload[:PAYLOAD_HEADER], payload[PAYLOAD_HEADER:])
+            reader.decode(payload[PAYLOAD_HEADER:], flat[begin : begin + count])
+        flat_RJC = torch.from_numpy(flat)
 
         def on_device(array: npt.NDArray[np.generic]) -> Tensor:
             return torch.from_numpy(array).to(self.device)
 
-        flat_RJC = on_device(np.concatenate(arrays))
         return Batch(
-            flat_RJC=flat_RJC,
-            present_R=(flat_RJC != 0).flatten(1).any(1),
-            start_N=on_device(np.cumsum(rows) - rows),
+            flat_RJC=flat_RJC.to(self.device),
+            present_R=_present(flat_RJC).to(self.device),
+            start_N=on_device(start),
             frames_N=on_device(reader.frames[chosen]),
             bodies_N=on_device(reader.bodies[chosen]),
             label_N=on_device(reader.label[chosen]),
@@ -184,11 +198,17 @@ def open_source(
 
 
 class _Reader:
-    """Payloads of a table's samples, checked, from memory-mapped shards."""
+    """Places and shapes of a table's samples, and how their payloads are checked and decoded.
+
+    Raises:
+        UserError: A shard is missing or shorter than the index says, or the index says of a sample
+            what cannot be. So what is allocated for samples is bounded by bytes that are there.
+    """
 
     def __init__(self, folder: Path, table: pa.Table) -> None:
-        card: Card = read_card(folder)
+        card = read_card(folder)
         self.folder = folder
+        self.precision = card.precision
         self.joints = len(card.topology.joints)
         self.key = table["key"].to_pylist()
         self.shard = np.array(table["shard"].to_pylist())
@@ -196,52 +216,112 @@ class _Reader:
         self.size = _int64(table, "size")
         self.frames = _int64(table, "frames")
         self.bodies = _int64(table, "bodies")
+        self.rows = self.bodies * self.frames
         self.label = _int64(table, "label")
         self.row = _int64(table, "row")
         self.crc32 = _int64(table, "crc32")
-        self.maps = {str(name): _map(folder / str(name)) for name in np.unique(self.shard)}
+        self._check_places()
+        self._scratch = bytearray()
 
-    def read(self, place: int) -> npt.NDArray[np.float32]:
-        """One sample as rows: (bodies * frames, J, 3), read-only memory of the shard.
+    def read(self, file: BufferedReader, place: int, rows_RJC: npt.NDArray[np.float32]) -> None:
+        """Read one sample's rows from its shard into place.
 
         Raises:
-            UserError: The shard is shorter than its index says, or the payload is damaged.
+            UserError: The payload is damaged.
         """
-        begin = int(self.offset[place])
-        payload = memoryview(self.maps[str(self.shard[place])])[
-            begin : begin + int(self.size[place])
-        ]
+        file.seek(self.offset[place])
+        header = file.read(PAYLOAD_HEADER)
+        size = int(self.size[place]) - PAYLOAD_HEADER
+        if self.precision == "float32":
+            values = rows_RJC.data.cast("B")
+        else:
+            if len(self._scratch) < size:
+                self._scratch = bytearray(size)
+            values = memoryview(self._scratch)[:size]
+        read = file.readinto(values)
+        self.check(place, header, values[:read])
+        if self.precision != "float32":
+            self.decode(values, rows_RJC)
+
+    def decode(self, values: memoryview, rows_RJC: npt.NDArray[np.float32]) -> None:
+        """Write a payload's values as metres."""
+        stored = np.frombuffer(values, dtype=ITEM[self.precision]).reshape(rows_RJC.shape)
+        if self.precision == "float32":
+            rows_RJC[:] = stored
+        else:
+            np.multiply(stored, np.float32(STEP), out=rows_RJC)
+
+    def check(self, place: int, header: bytes | memoryview, values: memoryview) -> None:
+        """Hold a payload against the index.
+
+        Raises:
+            UserError: It is damaged.
+        """
         shape = (int(self.bodies[place]), int(self.frames[place]), self.joints, 3)
-        header = npy_header(shape)
-        bytes_expected = len(header) + 4 * int(np.prod(shape))
-        if (
-            len(payload) != bytes_expected
-            or zlib.crc32(payload) != self.crc32[place]
-            or payload[: len(header)] != header
-        ):
-            raise UserError(
-                f"the sample {self.key[place]} is damaged",
-                file=self.folder / str(self.shard[place]),
-                place=f"byte {begin}",
-                found=f"{len(payload)} bytes with crc32 {zlib.crc32(payload):08x}",
-                expected=f"{bytes_expected} bytes with crc32 {int(self.crc32[place]):08x}",
-                remedy="copy the prepared set again, or run `skelpipe prepare … --force`",
+        crc32 = zlib.crc32(values, zlib.crc32(header))
+        if crc32 != self.crc32[place] or header != payload_header(shape, self.precision):
+            raise self._damaged(
+                place,
+                found=f"{len(header) + len(values)} bytes with crc32 {crc32:08x}",
+                expected=f"{self.size[place]} bytes with crc32 {int(self.crc32[place]):08x}",
             )
-        values = np.frombuffer(payload, dtype="<f4", offset=len(header))
-        return values.reshape(-1, self.joints, 3)
+
+    def _check_places(self) -> None:
+        names, which = np.unique(self.shard, return_inverse=True)
+        files = np.array([_size(self.folder / str(name)) for name in names])
+        row_bytes = self.joints * 3 * ITEM[self.precision].itemsize
+        values = self.size - PAYLOAD_HEADER
+        inside = (self.offset >= 0) & (self.offset <= files[which] - self.size)
+        fits = (self.bodies > 0) & (self.frames > 0) & (values % row_bytes == 0)
+        fits &= values // row_bytes == self.rows
+        for place in np.flatnonzero(~(inside & fits))[:1]:
+            shape = f"{self.bodies[place]} x {self.frames[place]} x {self.joints} x 3"
+            raise self._damaged(
+                place,
+                found=f"{self.size[place]} bytes for {shape} {self.precision} in the index, "
+                f"and a shard of {files[which[place]]} bytes",
+                expected=f"{PAYLOAD_HEADER + int(self.rows[place]) * row_bytes} bytes in the shard",
+            )
+        if self.size.sum() > files.sum():
+            raise UserError(
+                "samples of the index overlap", file=self.folder / INDEX, remedy=_REMEDY
+            )
+
+    def _damaged(self, place: int, *, found: str, expected: str) -> UserError:
+        return UserError(
+            f"the sample {self.key[place]} is damaged",
+            file=self.folder / str(self.shard[place]),
+            place=f"byte {self.offset[place]}",
+            found=found,
+            expected=expected,
+            remedy=f"`skelpipe verify {self.folder}` tells all that is damaged; {_REMEDY}",
+        )
 
 
-@lru_cache(maxsize=4096)
-def npy_header(shape: tuple[int, ...]) -> bytes:
-    """The bytes an npy file of that shape, float32 in C order, begins with."""
-    stream = BytesIO()
-    header = {"descr": "<f4", "fortran_order": False, "shape": shape}
-    np.lib.format.write_array_header_1_0(stream, header)
-    return stream.getvalue()
+def _present(flat_RJC: Tensor) -> Tensor:
+    """False where a row is all zero. One coordinate settles nearly all rows."""
+    present_R = flat_RJC[:, 0, 0] != 0
+    open_O = (~present_R).nonzero().squeeze(1)
+    present_R[open_O] = (flat_RJC[open_O] != 0).flatten(1).any(1)
+    return present_R
 
 
 def _int64(table: pa.Table, column: str) -> npt.NDArray[np.int64]:
     return np.array(table[column].to_numpy(), dtype=np.int64)
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError as error:
+        raise _unreadable(path, error) from error
+
+
+def _open(path: Path) -> BufferedReader:
+    try:
+        return path.open("rb")
+    except OSError as error:
+        raise _unreadable(path, error) from error
 
 
 def _map(path: Path) -> mmap.mmap:
@@ -249,9 +329,8 @@ def _map(path: Path) -> mmap.mmap:
         with path.open("rb") as file:
             return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     except (OSError, ValueError) as error:
-        raise UserError(
-            "a shard cannot be read",
-            file=path,
-            found=error,
-            remedy="copy the prepared set again, or run `skelpipe prepare … --force`",
-        ) from error
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path, error: Exception) -> UserError:
+    return UserError("a shard cannot be read", file=path, found=error, remedy=_REMEDY)

@@ -59,7 +59,7 @@ def test_a_folder_may_hold_archives_loose_files_and_anything_else(tmp_path: Path
     found = find(tmp_path)
     assert contents(found) == SOME
     notes = "; ".join(found.notes)
-    assert "1 PKU-MMD recordings" in notes
+    assert "1 PKU-MMD I recordings" in notes
     assert "2 other files" in notes
     assert "packed.tar.gz" in notes
 
@@ -157,7 +157,7 @@ def test_fatal_raw_data(tmp_path: Path) -> None:
     pku = tmp_path / "pku.zip"
     with zipfile.ZipFile(pku, "w") as opened:
         opened.writestr("PKU_Skeleton_Renew/0002-L.txt", "0 " * 150)
-    assert message(pku) == "this is PKU-MMD, not NTU RGB+D"
+    assert message(pku) == "this is PKU-MMD I, not NTU RGB+D"
     other = tmp_path / "other.zip"
     with zipfile.ZipFile(other, "w") as opened:
         opened.writestr("a.txt", "")

@@ -6,8 +6,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from skelpipe.damage import write_set
 from skelpipe.errors import UserError
-from skelpipe.shards.index import INDEX, SCHEMA, read_index, write_index
+from skelpipe.shards.card import read_card
+from skelpipe.shards.index import INDEX, SCHEMA, parse_index, read_index, tally, write_index
 
 ROWS = [
     {
@@ -30,30 +32,57 @@ ROWS = [
 
 
 def test_rows_come_back_sorted(tmp_path: Path) -> None:
-    write_index(tmp_path / INDEX, reversed(ROWS))
-    first = (tmp_path / INDEX).read_bytes()
-    table = read_index(tmp_path)
+    file = tmp_path / INDEX
+    written = write_index(file, reversed(ROWS))
+    first = file.read_bytes()
+    table = parse_index(first, file)
+    assert table.equals(written)
     assert table.schema.equals(SCHEMA)
     places = [(row["part"], row["shard"], row["offset"]) for row in table.to_pylist()]
     assert places == sorted(places)
     assert len(places) == 9
-    write_index(tmp_path / INDEX, ROWS)
-    assert (tmp_path / INDEX).read_bytes() == first
+    write_index(file, ROWS)
+    assert file.read_bytes() == first
 
 
 def test_what_is_no_index(tmp_path: Path) -> None:
+    file = tmp_path / INDEX
     with pytest.raises(UserError, match="holds no prepared set"):
         read_index(tmp_path)
-    (tmp_path / INDEX).write_bytes(b"PAR1 and no more")
     with pytest.raises(UserError, match="cannot be read") as caught:
-        read_index(tmp_path)
-    assert str(tmp_path / INDEX) in str(caught.value)
-    pq.write_table(pa.table({"key": ["a"]}), tmp_path / INDEX)
+        parse_index(b"PAR1 and no more", file)
+    assert str(file) in str(caught.value)
+    pq.write_table(pa.table({"key": ["a"]}), file)
     with pytest.raises(UserError, match="other columns"):
-        read_index(tmp_path)
+        parse_index(file.read_bytes(), file)
+    rows = [{**ROWS[0], "label": None}]
+    write_index(file, rows)
+    with pytest.raises(UserError, match="empty cells"):
+        parse_index(file.read_bytes(), file)
 
 
 def test_shards_are_plain_file_names(tmp_path: Path) -> None:
     write_index(tmp_path / INDEX, [{**ROWS[0], "shard": "../../secret"}])
     with pytest.raises(UserError, match="no shard"):
-        read_index(tmp_path)
+        parse_index((tmp_path / INDEX).read_bytes(), tmp_path / INDEX)
+
+
+def test_an_index_that_is_not_the_cards(tmp_path: Path) -> None:
+    folder = write_set(tmp_path / "toy")
+    assert len(read_index(folder)) == 18
+    rows = read_index(folder).to_pylist()
+    rows[3]["label"] ^= 1
+    write_index(folder / INDEX, rows)
+    with pytest.raises(UserError, match="the index is damaged, or another set's"):
+        read_index(folder)
+
+
+def test_rows_are_counted_as_the_card_counts_them(tmp_path: Path) -> None:
+    table = write_index(tmp_path / INDEX, [{**row, "subject": 0, "label": -1} for row in ROWS])
+    counted = tally(table)
+    assert (counted.samples, counted.bodies, counted.frames) == (9, 9, 18)
+    assert counted.cameras == {2: 9}
+    assert counted.classes == counted.subjects == {}
+    assert tally(SCHEMA.empty_table()).samples == 0
+    folder = write_set(tmp_path / "toy")
+    assert tally(read_index(folder)) == read_card(folder).counts.total

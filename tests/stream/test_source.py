@@ -2,19 +2,24 @@ from __future__ import annotations
 
 import gc
 import json
+import tracemalloc
 import warnings
+import zlib
 from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 import webdataset
 from builders import CPU, recording, write_set
 
+from skelpipe import damage
 from skelpipe.errors import UserError
+from skelpipe.shards.card import STEP, Precision, read_card
 from skelpipe.shards.index import read_index
-from skelpipe.stream.source import Batch, Mapped, Resident, open_source, select
+from skelpipe.stream.source import Batch, Mapped, Resident, _present, open_source, select
 
 
 @pytest.fixture(scope="module")
@@ -62,14 +67,32 @@ def test_resident_and_mapped_give_the_same_samples(folder: Path, places: list[in
     assert bool(mapped.present_R.all())
 
 
-def test_rows_of_zeros_are_absent(tmp_path: Path) -> None:
-    folder = write_set(tmp_path / "toy")
-    table = select(folder, "train")
-    source = Resident(folder, table, CPU)
-    source.flat_RJC[3] = 0
-    present = (source.flat_RJC != 0).flatten(1).any(1)
-    assert present.tolist() == [True] * 3 + [False] + [True] * (len(present) - 4)
-    assert bool(source.present_R.all())
+def test_int16_comes_back_as_metres(tmp_path: Path) -> None:
+    exact, stored = (damage.write_set(tmp_path / p, precision=p) for p in ("float32", "int16"))
+    sources = {}
+    for folder in (exact, stored):
+        table = select(folder, "train")
+        for kind in (Resident, Mapped):
+            sources[folder.name, kind] = kind(folder, table, CPU).take(torch.arange(12))
+    resident, mapped = (sources["int16", kind] for kind in (Resident, Mapped))
+    assert resident.flat_RJC.dtype == mapped.flat_RJC.dtype == torch.float32
+    assert torch.equal(resident.present_R[: len(mapped.present_R)], mapped.present_R)
+    for number in range(12):
+        assert torch.equal(sample(resident, number), sample(mapped, number))
+        off = sample(resident, number) - sample(sources["float32", Resident], number)
+        assert 0 < float(off.abs().max()) <= STEP / 2 + 1e-6
+
+
+def test_rows_of_zeros_are_absent() -> None:
+    flat = torch.ones(7, 25, 3)
+    flat[3] = 0
+    flat[4] = -0.0
+    flat[5, :, 0] = 0  # a coordinate that is zero says nothing yet
+    flat[6] = 0
+    flat[6, 24, 2] = 1e-40
+    expected = (flat != 0).flatten(1).any(1)
+    assert torch.equal(_present(flat), expected)
+    assert expected.tolist() == [True, True, True, False, False, True, True]
 
 
 def test_plain_webdataset_reads_the_same_samples(folder: Path) -> None:
@@ -100,9 +123,10 @@ def flip_byte(folder: Path, place: int) -> tuple[str, int]:
     return table["key"][place].as_py(), offset
 
 
+@pytest.mark.parametrize("precision", ["float32", "int16"])
 @pytest.mark.parametrize("kind", ["resident", "mapped"])
-def test_a_damaged_payload_is_named(tmp_path: Path, kind: str) -> None:
-    folder = write_set(tmp_path / "toy")
+def test_a_damaged_payload_is_named(tmp_path: Path, kind: str, precision: Precision) -> None:
+    folder = damage.write_set(tmp_path / "toy", precision=precision)
     table = read_index(folder)
     place = table["part"].to_pylist().index("train") + 3
     key, offset = flip_byte(folder, place)
@@ -151,3 +175,90 @@ def test_descriptions_are_json(folder: Path) -> None:
     begin = table["offset"][0].as_py() + table["size"][0].as_py()
     begin += -begin % 512 + 512
     assert json.loads(data[begin : data.index(b"}", begin) + 1]) == {"key": table["key"][0].as_py()}
+
+
+ODD_NUMBERS = (0, 1, -1, 127, 128, 2**31 - 1, -(2**31), 10**12, 2**62, -(2**62))
+
+
+def fuzz(folder: Path, count: int) -> tuple[int, int]:
+    """Load damaged shards by damaged rows, often with the crc32 that fits.
+
+    Returns how many were refused, and the most memory that one took; every fourth is traced.
+    """
+    table = select(folder, "test")
+    (shard,) = set(table["shard"].to_pylist())
+    good, rows = (folder / shard).read_bytes(), table.to_pylist()
+    rng = np.random.default_rng(0)
+    refused = most = 0
+    for number in range(count):
+        data, others = bytearray(good), [dict(row) for row in rows]
+        row = others[rng.integers(len(others))]
+        place = row["offset"] + int(rng.integers(-9, 300))
+        match rng.integers(5):
+            case 0:
+                data[place] ^= 1 << int(rng.integers(8))
+            case 1:
+                del data[rng.integers(len(data)) :]
+            case 2:
+                data[place : place + 12] = b"999999999999"
+            case _:
+                column = rng.choice(["offset", "size", "bodies", "frames"])
+                value = int(rng.choice(ODD_NUMBERS)) + int(rng.choice([0, row[column]]))
+                limit = 2**31 if column in ("bodies", "frames") else 2**63
+                row[column] = min(max(value, -limit), limit - 1)
+        if rng.random() < 0.7:
+            begin = max(row["offset"], 0)
+            row["crc32"] = zlib.crc32(data[begin : begin + max(row["size"], 0)])
+        (folder / shard).unlink()  # writing over a file makes some file systems flush it
+        (folder / shard).write_bytes(data)
+        if number % 4 == 0:
+            tracemalloc.start()
+        try:
+            Resident(folder, pa.Table.from_pylist(others, table.schema), CPU)
+        except UserError:
+            refused += 1
+        finally:
+            most = max(most, tracemalloc.get_traced_memory()[1])
+            tracemalloc.stop()
+    (folder / shard).write_bytes(good)
+    return refused, most
+
+
+@pytest.mark.parametrize("count", [500, pytest.param(100_000, marks=pytest.mark.slow)])
+def test_the_reader_bears_anything(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, count: int
+) -> None:
+    folder = damage.write_set(tmp_path / "toy", train=2, test=3)
+    card = read_card(folder)  # a third of the time, were it read for each
+    monkeypatch.setattr("skelpipe.stream.source.read_card", lambda _: card)
+    refused, most = fuzz(folder, count)
+    # The others are flips of positions with their crc32, or beside the payload.
+    assert 0.6 * count < refused < count
+    assert 0 < most < 16e6
+
+
+def test_nothing_is_allocated_on_the_word_of_a_header_or_the_index(tmp_path: Path) -> None:
+    folder = damage.write_set(tmp_path / "toy", train=4, test=2)
+    table = select(folder, "train")
+    row, *_ = rows = table.to_pylist()
+    shard = folder / row["shard"]
+    data = bytearray(shard.read_bytes())
+    shape = f"({row['bodies']}, {row['frames']}, 25, 3), }}".encode()
+    huge = b"(1000000000000, 1, 1, 1), }"
+    begin = data.index(shape, row["offset"])
+    data[begin : begin + len(huge)] = huge
+    shard.write_bytes(data)
+    row["crc32"] = zlib.crc32(data[row["offset"] : row["offset"] + row["size"]])
+    giant = [row | {"frames": 2**31 - 1, "bodies": 400}]
+    tracemalloc.start()
+    try:
+        with pytest.raises(UserError, match="is damaged"):
+            Resident(folder, pa.Table.from_pylist(rows, table.schema), CPU)
+        with pytest.raises(UserError, match="is damaged"):
+            Resident(folder, pa.Table.from_pylist(giant, table.schema), CPU)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 4e6
+    with pytest.raises(UserError, match="overlap"):
+        Resident(folder, pa.Table.from_pylist(rows[1:2] * 50, table.schema), CPU)
