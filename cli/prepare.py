@@ -129,7 +129,8 @@ def prepare(
     runs = [(pipeline, switches)]
     if recordings and pipeline != "recordings" and load_dataset(dataset).format == "pku":
         of_clips = find_pipeline(pipeline).switches
-        runs.append(("recordings", {k: v for k, v in switches.items() if k not in of_clips}))
+        # First, so that what is found as the newest set is the clips.
+        runs.insert(0, ("recordings", {k: v for k, v in switches.items() if k not in of_clips}))
     warnings: dict[str, None] = {}
     for one, turned in runs:
         with _bar(one) as report:
@@ -226,9 +227,15 @@ def counts_table(card: Card) -> Table:
         f"{counts.total.bodies:,}",
         f"{counts.total.frames:,}",
         f"{sum(counts.rejected.values()):,}",
-        f"{counts.missing:,}" if card.missing_list and card.missing_list.applied else "no list",
+        _left_out(card),
     )
     return table
+
+
+def _left_out(card: Card) -> str:
+    if card.missing_list is None:
+        return ""
+    return f"{card.counts.missing:,}" if card.missing_list.applied else "no list"
 
 
 def rejections_table(card: Card) -> Table:

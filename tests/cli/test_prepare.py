@@ -1,13 +1,20 @@
 from __future__ import annotations
 
+import json
+import tarfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 import raw
 from skelpipe.cli import main as cli
 from typer.testing import CliRunner
 
 from skelpipe.errors import UserError
+from skelpipe.prepare.synth import write_recordings
+from skelpipe.shards.card import read_card
+from skelpipe.shards.index import read_index
+from skelpipe.shards.verify import verify
 
 
 def run(*arguments: object) -> str:
@@ -56,3 +63,78 @@ def test_mistakes_end_with_exit_code_2(
         cli.main()
     assert caught.value.code == 2
     assert "no recordings of NTU RGB+D here" in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def pku(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    place = tmp_path_factory.mktemp("pku") / "pku.zip"
+    write_recordings("pku1", place, seed=0, classes=4, subjects=2, actions=3)
+    return place
+
+
+def test_pku_mmd_keeps_whole_recordings_too(pku: Path, tmp_path: Path) -> None:
+    output = run("prepare", "pku1", "--split", "xsub", "--raw", pku, "--out", tmp_path,
+                 "--workers", 1, "--set", "centre=none", "--set", "reversed=as_published",
+                 "--dtype", "int16")  # fmt: skip
+    clips, whole = tmp_path / "pku1/ctrgcn-int16/xsub", tmp_path / "pku1/recordings/xsub"
+    assert str(clips) in output
+    assert output.index(str(whole)) < output.index(str(clips))  # so that clips are the newest
+    card = read_card(clips)
+    assert card.precision == "int16"
+    assert card.pipeline.switches == {
+        "gaps": "closed",
+        "centre": "none",
+        "reversed": "as_published",
+    }
+    assert read_card(whole).pipeline.switches == {"reversed": "as_published"}
+    assert not verify(clips)
+    assert not verify(whole)
+    rows = read_index(whole).to_pylist()
+    assert {row["label"] for row in rows} == {-1}
+    for row in rows:
+        with tarfile.open(whole / row["shard"]) as shard:
+            member = shard.extractfile(f"{row['key']}.json")
+            assert member is not None
+            told = json.load(member)
+        assert sum(frames for _, frames in told["frame_labels"]) == row["frames"]
+        by_frame = np.repeat(*np.array(told["frame_labels"]).T)
+        expected = np.zeros(row["frames"], dtype=int)
+        for action, start, end, _ in told["actions"]:
+            expected[start:end] = action
+        assert (by_frame == expected).all()
+        assert len(told["actions"]) > 1
+    alone = run("prepare", "pku1", "--raw", pku, "--out", tmp_path / "b", "--no-recordings")
+    assert "recordings/" not in alone
+    assert sorted(path.name for path in (tmp_path / "b/pku1").iterdir()) == ["ctrgcn"]
+
+
+def test_switches_that_there_are_not(place: Path, tmp_path: Path) -> None:
+    for change, message in (
+        ("gap=kept", "no switch 'gap'"),
+        ("gaps=open", "closed or kept"),
+        ("gaps", "turns no switch"),
+    ):
+        with pytest.raises(UserError) as caught:
+            run("prepare", "ntu60", "--raw", place, "--out", tmp_path, "--set", change)
+        assert message in str(caught.value)
+    with pytest.raises(UserError, match="--engine dask"):
+        run("prepare", "ntu60", "--raw", place, "--out", tmp_path, "--scheduler", "tcp://a:1")
+    with pytest.raises(UserError, match="no whole recordings"):
+        run("prepare", "ntu60", "--raw", place, "--out", tmp_path, "--pipeline", "recordings")
+
+
+def test_sets_of_other_switches_do_not_mix(place: Path, tmp_path: Path) -> None:
+    command = ["prepare", "ntu60", "--split", "xsub", "--raw", place, "--out", tmp_path]
+    run(*command)
+    with pytest.raises(UserError, match="other switches") as caught:
+        run(*command, "--set", "gaps=kept")
+    assert "gaps = closed" in str(caught.value)
+
+
+def test_int16_refuses_what_it_cannot_hold(tmp_path: Path) -> None:
+    far = raw.skeleton([[(raw.PERSON, raw.joints(np.random.default_rng(1)) * [1, 9, 1])]])
+    place = raw.write_zip(tmp_path / "far.zip", raw.some_recordings() | {raw.key(subject=5): far})
+    with pytest.raises(UserError, match="does not fit into int16") as caught:
+        run("prepare", "ntu60", "--raw", place, "--out", tmp_path, "--dtype", "int16",
+            "--set", "centre=none", "--workers", 1)  # fmt: skip
+    assert raw.key(subject=5) in str(caught.value)
