@@ -562,11 +562,13 @@ def _place(table: object, steps: Sequence[int | str]) -> list[str]:
     """Those steps that lead through a table; the others name what Pydantic took it for."""
     place = []
     for step in steps:
-        if (isinstance(table, dict) and step in table) or (
-            isinstance(table, list) and isinstance(step, int)
-        ):
+        if isinstance(table, dict) and step in table:
             table = table[step]
-            place.append(str(step))
+        elif isinstance(table, list) and isinstance(step, int):
+            table = table[step]
+        else:
+            continue
+        place.append(str(step))
     return place
 
 

@@ -62,8 +62,8 @@ def speed(recordings: int, copies: int, rounds: int) -> list[Row]:
         switches = pipeline.settled({})
 
         def literally() -> int:
-            # Its many small lists set off collections, which would walk through all that this
-            # process has imported: PyTorch alone made it 1.6 times slower.
+            # Its small lists set off collections, which must not walk through what this process has
+            # imported: with PyTorch among it they doubled the time.
             gc.freeze()
             for text in texts:
                 with suppress(RejectedError):  # an empty recording: the engine passes over it too
@@ -167,6 +167,6 @@ def read_literally(file: Path) -> Recording:
 
 
 def _pack(folder: Path, packed: Path) -> None:
-    with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
+    with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
         for file in sorted(folder.iterdir()):
             archive.write(file, f"nturgb+d_skeletons/{file.name}")

@@ -14,7 +14,7 @@ from .recording import RejectedError
 def parse_csv(data: bytes, skip: int) -> npt.NDArray[np.float64]:
     """The numbers of a CSV file, shape (lines, columns); an empty field is NaN.
 
-    Fields are separated by commas, semicolons, tabs or, where the first line holds none of these,
+    Fields are separated by commas, semicolons or tabs, whichever most lines hold; where none does,
     by spaces. A first line that is not all numbers is a heading.
 
     Args:
@@ -29,7 +29,8 @@ def parse_csv(data: bytes, skip: int) -> npt.NDArray[np.float64]:
     except UnicodeDecodeError as error:
         raise RejectedError("not a text file", found=str(error), expected="UTF-8") from error
     lines = text.rstrip().split("\n")
-    separator = next((mark for mark in ",;\t" if mark in lines[0]), None)
+    uses = {mark: sum(mark in line for line in lines) for mark in ";\t,"}
+    separator = max(uses, key=lambda mark: uses[mark]) if any(uses.values()) else None
     rows = [line.split(separator)[skip:] for line in lines]
     first = 0 if _are_numbers(rows[0]) else 1
     rows = rows[first:]

@@ -5,8 +5,6 @@ from __future__ import annotations
 import atexit
 import math
 import threading
-import zipfile
-import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from functools import cache, lru_cache
@@ -14,6 +12,7 @@ from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 import numpy.typing as npt
+from isal import isal_zlib
 
 from skelpipe.errors import UserError
 from skelpipe.manifest import ArrayDataset, ArraySource, load_topology
@@ -109,14 +108,42 @@ def _inflated(member: Member) -> npt.NDArray[Any]:
             expected=f"at most {MOST:,}, {_TIGHTEST} times what is stored; or np.savez, which does "
             "not compress",
         )
+    data = unpacked(member, member.size + 1)
+    if len(data) != member.size or isal_zlib.crc32(data) != member.crc:
+        raise RejectedError("damaged archive member", found="another size, or another CRC-32")
+    return parse_npy(data)
+
+
+def unpacked(member: Member, most: int) -> bytes:
+    """The first bytes of a member, ``most`` of them.
+
+    Raises:
+        RejectedError: it is damaged.
+        UserError: the file cannot be read.
+    """
+    deflated = member.packing == "zip-deflated"
     try:
-        with zipfile.ZipFile(member.file) as archive, archive.open(member.name) as opened:
-            data = opened.read(member.size + 1)
-    except (zipfile.BadZipFile, zlib.error, EOFError, KeyError, NotImplementedError) as error:
+        with member.file.open("rb") as opened:
+            opened.seek(start_of(member))
+            data = opened.read(min(member.stored, most + 1024 if deflated else most))
+        return bytes(isal_zlib.decompressobj(-15).decompress(data, most)) if deflated else data
+    except isal_zlib.error as error:  # type: ignore[misc]  # typed as an instance
         raise RejectedError("damaged archive member", found=str(error)) from error
     except OSError as error:
         raise UserError("the raw data cannot be read", file=member.file, found=error) from error
-    return parse_npy(data)
+
+
+def start_of(member: Member) -> int:
+    """Where the bytes of a member begin in its file."""
+    if member.packing == "plain":
+        return member.offset
+    with member.file.open("rb") as opened:
+        opened.seek(member.offset)
+        local = opened.read(30)
+    if len(local) < 30 or local[:4] != b"PK\x03\x04":
+        raise RejectedError("damaged archive member", found="no zip header")
+    names = int.from_bytes(local[26:28], "little") + int.from_bytes(local[28:30], "little")
+    return member.offset + 30 + names
 
 
 _child = Child()

@@ -7,8 +7,6 @@ import csv
 import hashlib
 import io
 import re
-import zipfile
-import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,7 +21,7 @@ from . import columnar, hdf5
 from .archive import LARGEST, Member, Reader, find_recordings
 from .array_samples import TEXTS, Found, check_known, stacked, text_of
 from .array_texts import parse_json, under
-from .arrays import Piece, apart
+from .arrays import Piece, apart, start_of, unpacked
 from .listing import Clip, Listing, Row, Unit
 from .npy import HEAD, Header, parse_header, parse_npy
 from .recording import RejectedError
@@ -75,8 +73,6 @@ def list_arrays(dataset: ArrayDataset, raw: Sequence[Path]) -> Listing:
             samples += _samples(dataset, file, name)
         except RejectedError as error:
             faults.append((key_of(name or file.stem), file.name, error.reason))
-        except (zipfile.BadZipFile, zlib.error, EOFError, KeyError, ValueError) as error:
-            faults.append((key_of(name or file.stem), file.name, f"damaged archive: {error}"))
     if not samples:
         raise UserError(
             "no sample can be read",
@@ -289,7 +285,7 @@ def _rows_of(
     columns: Sequence[str],
 ) -> Iterator[_Sample]:
     """The samples of an .npy array that holds them all."""
-    header = parse_header(_head(member), member.size)
+    header = parse_header(unpacked(member, HEAD), member.size)
     if header.fortran:
         raise RejectedError(
             "wrong order of values", found="Fortran order", expected="np.ascontiguousarray(…)"
@@ -299,29 +295,9 @@ def _rows_of(
             yield _sample(name, member, found)
             continue
         assert found.rows is not None
-        offset = _start(member) + header.start + found.rows[0] * header.row
+        offset = start_of(member) + header.start + found.rows[0] * header.row
         rows = Member(member.file, member.name, offset, found.size, found.size, "plain")
         yield _sample(name, rows, found, header)
-
-
-def _head(member: Member) -> bytes:
-    """The first bytes of an array."""
-    if member.packing == "plain":
-        with member.file.open("rb") as opened:
-            return opened.read(HEAD)
-    with zipfile.ZipFile(member.file) as archive, archive.open(member.name) as array:
-        return array.read(HEAD)
-
-
-def _start(member: Member) -> int:
-    """Where an uncompressed array begins in its file."""
-    if member.packing == "plain":
-        return member.offset
-    with member.file.open("rb") as opened:
-        opened.seek(member.offset + 26)
-        lengths = opened.read(4)  # of the two names in a zip's local header, which is 30 bytes
-    both = int.from_bytes(lengths[:2], "little") + int.from_bytes(lengths[2:], "little")
-    return member.offset + 30 + both
 
 
 def _columns(dataset: ArrayDataset) -> list[str]:

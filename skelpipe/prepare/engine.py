@@ -170,16 +170,13 @@ def prepare(
     else:
         with suppress(UserError), _held(home):  # another run may be at work on other splits
             _sweep(home)
+    notes = list(listing.notes)
+    if not splits:
+        absent = [name for name in manifest.splits if name not in present]
+        notes += [f"left out split {name}: no recording belongs to it" for name in absent]
     return Preparation(
         tuple(Prepared(home / name, cards[name], fresh=name in todo) for name in names),
-        (
-            *listing.notes,
-            *(
-                f"left out split {name}: no recording belongs to it"
-                for name in manifest.splits
-                if name not in present
-            ),
-        ),
+        tuple(notes),
     )
 
 

@@ -14,7 +14,8 @@ from .arrays_listing import list_arrays
 from .listing import Listing, Unit
 from .normalise import find_pipeline
 from .ntu_listing import list_ntu
-from .published_listing import find_published, list_published
+from .published_files import find_published
+from .published_listing import list_published
 from .recording import Recording
 
 

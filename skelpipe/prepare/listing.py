@@ -55,6 +55,7 @@ class Unit:
         stored: Bytes that the clips will take in a shard, about.
         record: Its place in the file, where a file holds many.
         odd: What is odd about it but read all the same: kinds, and how often.
+        done: Whether it is what the pipeline makes already, and only to be stored.
     """
 
     member: Member
@@ -64,6 +65,7 @@ class Unit:
     stored: int
     record: str = ""
     odd: tuple[tuple[str, int], ...] = ()
+    done: bool = False
 
     @property
     def source(self) -> str:

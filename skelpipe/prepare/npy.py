@@ -18,7 +18,7 @@ from .recording import RejectedError
 
 HEAD = 4096  # bytes that hold any header of plain numbers
 _TEXT = re.compile(
-    r"\{'descr': '([<>|=]?(?:[fiu][1248]|[US]\d{1,6}|b1|O))', 'fortran_order': (True|False), "
+    r"\{'descr': '([<>|=]?(?:f[248]|[iu][1248]|[US]\d{1,6}|b1|O))', 'fortran_order': (True|False), "
     r"'shape': \(((?:\d{1,19}, ?)*\d{0,19})\),? ?\} *\n?",
     re.ASCII,
 )

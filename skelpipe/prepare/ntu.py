@@ -20,6 +20,8 @@ _HEADER = 10  # fields of a body's header: its id, eight flags and leanings, its
 _FIELDS = 12  # of a joint: x, y, z, and nine that are not used
 _ID = re.compile(rb"-?\d{1,19}")
 _NUMBER = re.compile(rb"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?")
+_LINES = 1 << 20  # in a file at most: 20 minutes of one body, and no memory filled by empty frames
+_LONG = 16 << 20  # bytes; a longer file is read line by line, which takes less memory
 _FARTHEST = 1e6  # metres; beyond it sums of squares would overflow, and no sensor sees so far
 
 
@@ -51,7 +53,7 @@ def parse(data: bytes) -> Recording:
 
     Raises:
         RejectedError: the file is damaged: cut short, another joint count, something other than a
-            finite number in x, y or z, anything after the last frame.
+            finite number in x, y or z, anything after the last frame, more than a million lines.
     """
     if not data.isascii():
         raise RejectedError("not a text file", found="a byte above 127", expected="ASCII")
@@ -67,7 +69,7 @@ def _by_columns(data: bytes) -> Recording | None:
 
     What takes time here is memory, which is why places are kept in 32 bits.
     """
-    if len(data) >= 2**31:
+    if len(data) > _LONG:
         return None
     text = data.replace(b"\r\n", b"\n") if b"\r" in data else data
     if not text.endswith(b"\n") or text[-2:].isspace():
@@ -80,8 +82,8 @@ def _by_columns(data: bytes) -> Recording | None:
         return None  # an empty field
     last_L = np.flatnonzero(after == ord("\n"))  # field of each line
     lines = len(last_L)
-    if np.count_nonzero(after == ord(" ")) + lines < len(ends):
-        return None  # other white space, or another control character
+    if lines > _LINES or np.count_nonzero(after == ord(" ")) + lines < len(ends):
+        return None  # too many lines; other white space, or another control character
     stop_L = ends[last_L]
     start_L = np.append(np.int32(0), stop_L[:-1] + 1)
     fields_L = last_L - np.concatenate([[-1], last_L[:-1]])
@@ -150,6 +152,8 @@ def _numbers(text: bytes, place: npt.NDArray[np.int32]) -> npt.NDArray[np.float6
 
 def _by_line(data: bytes) -> Recording:
     """Read any file, line by line, and name the line that is at fault."""
+    if (lines := data.count(b"\n")) > _LINES:
+        raise RejectedError("too many lines", found=f"{lines:,}", expected=f"at most {_LINES:,}")
     text = _Lines(data)
     frames = text.count(0, "frame count")
     at = 1

@@ -47,7 +47,8 @@ def read(block: Block, reader: Reader) -> Recording:
 
     Padding are zero frames behind the last one that is not (of 2s-AGCN, frames behind the sample's
     length where that is known), bodies that are zero throughout, and a second body equal to the
-    first, by which CTR-GCN fills NTU RGB+D 120's arrays.
+    first, by which CTR-GCN fills NTU RGB+D 120's arrays. Only these bytes are read: the checksum of
+    an npz is over a whole array, and is not looked at.
 
     Raises:
         RejectedError: a position is no number, or the bytes do not fit the array.

@@ -23,7 +23,7 @@ from .archive import Reader
 from .files import into_place, new_name, write_whole
 from .formats import read
 from .listing import Clip, Row
-from .normalise import find_pipeline
+from .normalise import find_pipeline, recordings
 from .pku import frame_labels
 from .plan import Group
 from .recording import Recording, RejectedError
@@ -115,7 +115,8 @@ def write_group(group: Group, job: Job, tick: Callable[[int], None]) -> None:
             for clip in unit.clips:
                 try:
                     recording = _cut(whole, clip, odd)
-                    poses = pipeline.apply(recording, job.topology, job.switches)
+                    make = recordings if unit.done else pipeline.apply
+                    poses = make(recording, job.topology, job.switches)
                 except RejectedError as error:
                     rejected.append((clip.key, unit.source, error.reason))
                     continue

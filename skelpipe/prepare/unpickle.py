@@ -83,11 +83,11 @@ def load(file: Path) -> object:
     scalars of numbers, in every protocol, written by Python 2 or 3 and NumPy 1 or 2. A string or
     bytes of more than 100 bytes is a `Span`.
 
-    Memory: about 60 bytes for each byte of a pickle made to take it, so a file that nobody vouches
-    for is to be read in a child process with limits.
+    Memory: what is not a long string takes up to some 100 bytes for each byte of a pickle that is
+    made to take it, so a file that nobody vouches for is to be read in a child with limits.
 
     Raises:
-        UserError: It names anything else, is damaged, or cannot be read.
+        UserError: It names anything else, is damaged, takes too much memory, or cannot be read.
     """
     place = 0
     try:
@@ -110,6 +110,13 @@ def load(file: Path) -> object:
             expected="arrays of numbers, dict, list, tuple, str, bytes, int, float",
             remedy="nothing of it was run. A pickle can hold any programme: have those who made it "
             "save arrays and plain containers alone",
+        ) from error
+    except MemoryError as error:
+        raise UserError(
+            "this pickle takes more memory than there is",
+            file=file,
+            place=f"byte {place:,}",
+            remedy="fetch it again: none of these files needs so much",
         ) from error
     except (ValueError, TypeError, IndexError, KeyError, OverflowError) as error:
         raise UserError(

@@ -101,6 +101,8 @@ def changed(line: int, text: bytes) -> bytes:
         (GOOD + b"more\n", "text after the last frame", ""),
         (GOOD.replace(b"2\n", b"\xc3\xa9\n", 1), "not a text file", ""),
         (b"PK\x03\x04\x00\x00", "wrong frame count", ""),
+        (b"2000000\n" + b"0\n" * 2_000_000, "too many lines", ""),
+        (b"\n" * (17 << 20) + b"x", "too many lines", ""),
     ],
 )
 def test_rejects_what_is_damaged(data: bytes, kind: str, line: str) -> None:
@@ -108,6 +110,7 @@ def test_rejects_what_is_damaged(data: bytes, kind: str, line: str) -> None:
         parse(data)
     assert caught.value.kind == kind
     assert line in caught.value.reason
+    assert peak_bytes(data) < 64 << 20
 
 
 FORMATS: dict[str, Callable[[float], str]] = {

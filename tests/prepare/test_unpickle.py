@@ -263,6 +263,13 @@ def test_big_arrays_stay_in_the_file(tmp_path: Path) -> None:
     assert peak < 1.2 * len(big)
 
 
+def test_a_bomb_is_an_error(tmp_path: Path) -> None:
+    file = tmp_path / "some.pkl"
+    file.write_bytes(b"\x80\x02" + b"]" * 600_000)
+    with Child(memory=16 << 20) as child, pytest.raises(UserError, match="more memory"):
+        child.call(60, load, file)
+
+
 def mutated(data: bytes, rng: np.random.Generator) -> bytes:
     """A pickle with bytes changed, cut out, doubled, or instructions put in."""
     bytes_ = bytearray(data)
