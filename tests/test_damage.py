@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from skelpipe.damage import KINDS, damage, markdown
+from skelpipe.bench.damage import KINDS, damage, markdown
 
 ignored = pytest.mark.filterwarnings(
     "ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"

@@ -133,14 +133,14 @@ def _prepare_with_two(raw: Path, out: Path) -> None:
 def read_literally(file: Path) -> Recording:
     """Read a `.skeleton` file as the published scripts do: line by line, joint by joint.
 
-    Positions and colour coordinates of every joint are converted, bodies are gathered in
-    dictionaries by their id. Nothing is checked.
+    As CTR-GCN's, it makes an array of every joint's position and another of its place in the colour
+    image, and stacks a body's frames one by one. Nothing is checked.
     """
     with file.open() as opened:
         lines = opened.readlines()
     frames = int(lines[0].strip("\r\n"))
     at = 1
-    bodies: dict[str, dict[str, list[Any]]] = {}
+    bodies: dict[str, dict[str, Any]] = {}
     for frame in range(frames):
         here = int(lines[at].strip("\r\n"))
         at += 1
@@ -148,21 +148,25 @@ def read_literally(file: Path) -> Recording:
             name = lines[at].strip("\r\n").split()[0]
             joints = int(lines[at + 1].strip("\r\n"))
             at += 2
-            positions, colours = [], []
-            for _ in range(joints):
+            positions = np.zeros((joints, 3), dtype=np.float32)
+            colours = np.zeros((1, joints, 2), dtype=np.float32)
+            for joint in range(joints):
                 fields = lines[at].strip("\r\n").split()
-                positions.append([float(field) for field in fields[:3]])
-                colours.append([float(field) for field in fields[5:7]])
+                positions[joint] = np.array(fields[:3], dtype=np.float32)
+                colours[0, joint] = np.array(fields[5:7], dtype=np.float32)
                 at += 1
-            body = bodies.setdefault(name, {"frames": [], "positions": [], "colours": []})
-            body["frames"].append(frame)
-            body["positions"].append(positions)
-            body["colours"].append(colours)
+            if name in bodies:
+                body = bodies[name]
+                body["positions"] = np.vstack((body["positions"], positions))
+                body["colours"] = np.vstack((body["colours"], colours))
+                body["frames"].append(frame)
+            else:
+                bodies[name] = {"positions": positions, "colours": colours, "frames": [frame]}
     frame_R = np.array([frame for body in bodies.values() for frame in body["frames"]], dtype=int)
     id_R = np.array([int(name) for name, body in bodies.items() for _ in body["frames"]], dtype=int)
-    xyz = [np.array(body["positions"]) for body in bodies.values()]
+    xyz = [body["positions"].reshape(-1, 25, 3) for body in bodies.values()]
     order = frame_R.argsort(kind="stable")
-    xyz_RJC = np.concatenate(xyz)[order] if xyz else np.zeros((0, 25, 3))
+    xyz_RJC = np.concatenate(xyz)[order].astype(np.float64) if xyz else np.zeros((0, 25, 3))
     return Recording(frames, frame_R[order], id_R[order], xyz_RJC)
 
 

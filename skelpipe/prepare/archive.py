@@ -83,10 +83,11 @@ class Found:
 
 
 class Reader:
-    """Reads members; keeps the archives it meets open until it is left."""
+    """Reads members; keeps the file it has read from last open until it is left."""
 
     def __init__(self) -> None:
-        self._open: dict[Path, int] = {}
+        self._file: Path | None = None
+        self._descriptor = -1
 
     def __enter__(self) -> Self:
         return self
@@ -97,8 +98,7 @@ class Reader:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        for descriptor in self._open.values():
-            os.close(descriptor)
+        self._close()
 
     def read(self, member: Member) -> bytes:
         """The bytes of a member.
@@ -139,13 +139,19 @@ class Reader:
             raise RejectedError("damaged archive member", found=str(error)) from error
 
     def _bytes(self, file: Path, offset: int, size: int) -> bytes:
-        if file not in self._open:
-            self._open[file] = os.open(file, os.O_RDONLY)
+        if file != self._file:
+            self._close()
+            self._descriptor, self._file = os.open(file, os.O_RDONLY), file
         parts = []
-        while size and (part := os.pread(self._open[file], size, offset)):
+        while size and (part := os.pread(self._descriptor, size, offset)):
             parts.append(part)
             offset, size = offset + len(part), size - len(part)
         return b"".join(parts)
+
+    def _close(self) -> None:
+        if self._file is not None:
+            os.close(self._descriptor)
+            self._file = None
 
 
 def find_recordings(

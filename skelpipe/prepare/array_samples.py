@@ -21,18 +21,20 @@ class Found:
 
     Attributes:
         name: Its name in the file.
+        record: Its place in the file, in words; "" where it is the file.
         values: Column -> what it says of the sample, "" where that is nothing.
         size: Bytes of its positions.
-        path: Of its array in the file, where there are several.
-        rows: Its rows, from the first to before the last, where one array or column holds many.
+        block: Parquet, Arrow: the block of rows that holds it.
+        rows: Its rows, from the first to before the last, where one array or block holds many.
         frames: How many of its frames are recorded, where the array is padded.
         fault: Why it is not even read; "" where it is.
     """
 
     name: str
+    record: str = ""
     values: Mapping[str, str] = field(default_factory=dict)
     size: int = 0
-    path: str = ""
+    block: int = 0
     rows: tuple[int, int] | None = None
     frames: int | None = None
     fault: str = ""
@@ -95,6 +97,7 @@ def stacked(
         stop = start + (1 if along_n else lengths[sample])
         yield Found(
             name=texts[source.names][sample] if source.names else str(sample),
+            record=str(sample),
             values={column: texts[column][sample] for column in columns},
             size=(stop - start) * row,
             rows=(start, stop),

@@ -46,13 +46,15 @@ class Piece(Member):
     """The array of one sample, where it lies.
 
     Attributes:
-        path: HDF5: its data set, where there are many.
-        rows: Its rows, from the first to before the last, where an array or column holds many.
+        place: HDF5: the path of its data set, where each sample has its own.
+        block: Parquet, Arrow: the block of rows that holds it.
+        rows: Its rows, from the first to before the last, where an array or block holds many.
         frames: How many of its frames are recorded, where the array is padded.
         header: Of an uncompressed .npy array that holds many samples: what its values are.
     """
 
-    path: str = ""
+    place: str = ""
+    block: int = 0
     rows: tuple[int, int] | None = None
     frames: int | None = None
     header: Header | None = None
@@ -70,11 +72,18 @@ def read(piece: Piece, dataset: ArrayDataset, reader: Reader) -> Recording:
     source = dataset.source
     match source.layout:
         case "hdf5":
-            values = apart(_SECONDS, hdf5.read, piece.file, piece.path or source.data, piece.rows)
+            path = source.data if source.stacked else piece.place
+            values = apart(_SECONDS, hdf5.read, piece.file, path, piece.rows)
         case "parquet" | "arrow":
             assert piece.rows is not None
             values = apart(
-                _SECONDS, columnar.read, piece.file, source.layout, source.data, piece.rows[0]
+                _SECONDS,
+                columnar.read,
+                piece.file,
+                source.layout,
+                source.data,
+                piece.block,
+                piece.rows[0],
             )
         case "npy" | "npz":
             values = _read_npy(piece, reader)

@@ -81,11 +81,11 @@ def _scan_each(opened: h5py.File, source: ArraySource, columns: Sequence[str]) -
             dataset = _plain(_follow(opened, path), LARGEST)
             values = {column: _beside(dataset, column) for column in columns}
             size = math.prod(dataset.shape) * dataset.dtype.itemsize
-            yield Found(name, values, size, path)
+            yield Found(name, path.strip("/"), values, size)
         except RejectedError as error:
-            yield Found(name, path=path, fault=error.reason)
+            yield Found(name, path.strip("/"), fault=error.reason)
         except Exception as error:
-            yield Found(name, path=path, fault=_damaged(error).reason)
+            yield Found(name, path.strip("/"), fault=_damaged(error).reason)
 
 
 def _matches(
@@ -96,12 +96,10 @@ def _matches(
     A part without wild card fits whether it is there or not, so that what lacks it is told.
     """
     first, rest = pattern[0], pattern[1:]
-    if not any(mark in first for mark in "*?["):
-        names = [first]
-    else:
-        names = [name for name in sorted(group) if fnmatchcase(name, first)]
-    for name in names:
-        here, stands_for = f"{path}/{name}", (*wild, name) if name != first else wild
+    is_wild = any(mark in first for mark in "*?[")
+    names = [name for name in group if fnmatchcase(name, first)] if is_wild else [first]
+    for name in sorted(names):
+        here, stands_for = f"{path}/{name}", (*wild, name) if is_wild else wild
         link = group.get(name, getlink=True)
         inner = group[name] if isinstance(link, h5py.HardLink) else None
         if rest and isinstance(inner, h5py.Group):
@@ -136,6 +134,14 @@ def _plain(dataset: Any, largest: int | None) -> h5py.Dataset:
         and (size := math.prod(dataset.shape) * dataset.dtype.itemsize) > largest
     ):
         raise _too_large(size)
+    properties = dataset.id.get_create_plist()
+    for at in range(properties.get_nfilters()):
+        number, _, _, name = properties.get_filter(at)
+        if not h5py.h5z.filter_avail(number):
+            raise RejectedError(
+                "compressed by a filter that is not there",
+                found=f"{name.decode('utf-8', 'replace')!r}, number {number}",
+            )
     if dataset.chunks and math.prod(dataset.chunks) * dataset.dtype.itemsize > 4 * LARGEST:
         raise _too_large(math.prod(dataset.chunks) * dataset.dtype.itemsize)
     return dataset

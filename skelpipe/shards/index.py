@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterable, Mapping
+from itertools import islice
 from pathlib import Path
 
 import pyarrow as pa
@@ -33,13 +34,16 @@ SCHEMA = pa.schema(
     ]
 )
 _AGAIN = "prepare the set again: skelpipe prepare DATASET --split SPLIT --force"
+_SOME = 1000
 _SHARD = re.compile(r"(train|test)-\d{6}\.tar")
 
 
 def write_index(file: Path, rows: Iterable[Mapping[str, object]]) -> pa.Table:
     """Write the rows, sorted by (part, shard, offset), in the columns of `SCHEMA`; return them."""
-    table = pa.Table.from_pylist([{name: row[name] for name in SCHEMA.names} for row in rows])
-    table = table.cast(SCHEMA) if table.num_rows else SCHEMA.empty_table()
+    left, batches = iter(rows), []
+    while some := list(islice(left, _SOME)):  # rows as dictionaries take ten times the memory
+        batches.append(pa.RecordBatch.from_pylist(some, SCHEMA))
+    table = pa.Table.from_batches(batches, SCHEMA)
     order = [("part", "ascending"), ("shard", "ascending"), ("offset", "ascending")]
     table = table.sort_by(order)
     pq.write_table(table, file, compression="zstd")

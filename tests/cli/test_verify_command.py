@@ -7,7 +7,7 @@ from click.testing import Result
 from skelpipe.cli import main as cli
 from typer.testing import CliRunner
 
-from skelpipe.damage import write_set
+from skelpipe.bench.damage import write_set
 from skelpipe.errors import UserError
 from skelpipe.shards.card import CARD
 

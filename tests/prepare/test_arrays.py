@@ -158,6 +158,22 @@ def test_hdf5_with_a_group_for_each_sample(tmp_path: Path) -> None:
     assert listing.units[0].source == "all.h5:sit-0/joints"
 
 
+def test_a_filter_that_is_not_there_rejects_the_sample(tmp_path: Path) -> None:
+    with h5py.File(tmp_path / "all.h5", "w", libver="earliest") as file:
+        for name, values in SAMPLES.items():
+            file.create_dataset(name, data=values, compression="gzip")
+    whole = (tmp_path / "all.h5").read_bytes()
+    deflate = b"\x01\x00\x08\x00\x01\x00\x01\x00deflate"  # its number, then its name
+    other = whole.replace(deflate, b"\x01\x7d\x08\x00\x01\x00\x01\x00deflate", 1)
+    assert other != whole
+    (tmp_path / "all.h5").write_bytes(other)
+    dataset = manifest(tmp_path, path="all.h5", data="*")
+    listing = list_arrays(dataset, [])
+    assert len(read_all(dataset, listing)) == len(SAMPLES) - 1
+    ((_, _, reason),) = listing.refused
+    assert reason == "compressed by a filter that is not there: found 'deflate', number 32001"
+
+
 # --- many samples in one array or column ---
 
 NAMES = list(SAMPLES)

@@ -6,7 +6,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from skelpipe.damage import write_set
+from skelpipe.bench.damage import write_set
 from skelpipe.errors import UserError
 from skelpipe.shards.card import read_card
 from skelpipe.shards.index import INDEX, SCHEMA, parse_index, read_index, tally, write_index

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import raw
 
-from skelpipe.damage import write_set
+from skelpipe.bench.damage import write_set
 from skelpipe.errors import UserError
 from skelpipe.prepare.engine import prepare
 from skelpipe.shards.card import CARD, Precision, card_bytes, read_card

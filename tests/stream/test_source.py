@@ -15,7 +15,7 @@ import torch
 import webdataset
 from builders import CPU, recording, write_set
 
-from skelpipe import damage
+from skelpipe.bench import damage
 from skelpipe.errors import UserError
 from skelpipe.shards.card import STEP, Precision, read_card
 from skelpipe.shards.index import read_index
