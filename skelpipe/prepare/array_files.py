@@ -19,7 +19,8 @@ from .listing import Row
 from .npy import HEAD, Header, parse_header, parse_npy
 from .recording import RejectedError
 
-_SECONDS = 600.0  # that listing one file may take
+_SECONDS = 10.0  # that listing one file may take, and one more for each
+_RATE = 1 << 20  # bytes of it
 _ARRAY = re.compile(r"(.+)\.npy", re.DOTALL)
 _WILD = re.compile(r"[*?\[]")
 
@@ -102,13 +103,14 @@ def _samples(
     """
     source = dataset.source
     size = file.stat().st_size
+    seconds = _SECONDS + size / _RATE
     whole = Member(file, file.name, 0, size, size, "plain")
     match source.layout:
         case "hdf5":
-            for found in apart(_SECONDS, hdf5.scan, file, source, columns):
+            for found in apart(seconds, hdf5.scan, file, source, columns):
                 yield _sample(name, whole, found)
         case "parquet" | "arrow":
-            for found in apart(_SECONDS, columnar.scan, file, source, columns):
+            for found in apart(seconds, columnar.scan, file, source, columns):
                 yield _sample(name, whole, found)
         case "npz":
             yield from _of_npz(dataset, file, name, columns)

@@ -26,7 +26,7 @@ from .recording import Recording, RejectedError
 
 MOST = 1 << 30  # bytes of a compressed array that holds all samples, which is inflated whole
 _TIGHTEST = 300  # times that positions, padding among them, are ever compressed
-_SECONDS = 30.0  # that reading one sample may take
+_SECONDS = 10.0  # that reading one sample may take
 _FARTHEST = 1e6  # metres, as for recordings in text
 _UNITS = {"m": 1.0, "cm": 0.01, "mm": 0.001}
 # For each axis that may point up: which raw axis, with which sign, becomes x, y and z. All are

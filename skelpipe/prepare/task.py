@@ -108,7 +108,7 @@ def write_group(group: Group, job: Job, tick: Callable[[int], None]) -> None:
     odd: Counter[str] = Counter()
     shards = job.shards(group)
     new = [new_name(shard) for shard in shards]
-    with new[0].open("wb") as file, Reader() as reader:
+    with new[0].open("wb", buffering=1 << 20) as file, Reader() as reader:
         writer = ShardWriter(file)
         for unit in group.units:
             odd.update(dict(unit.odd))
