@@ -43,7 +43,7 @@ def prepare(
         list[Path] | None,
         typer.Option(
             help="Folder, zip or tar with the recordings. Repeat it for several. "
-            "Default: $SKELPIPE_RAW, else data/raw."
+            "Default: $SKELPIPE_RAW, else data/raw; for your own, where the manifest says."
         ),
     ] = None,
     out: Annotated[
@@ -125,9 +125,12 @@ def prepare(
 
     if scheduler is not None and engine != "dask":
         raise UserError("--scheduler is for --engine dask", remedy="add --engine dask")
+    manifest = load_dataset(dataset)
+    if raw is None and manifest.format != "arrays":  # whose manifest says where they lie
+        raw = [Path(os.environ.get("SKELPIPE_RAW") or "data/raw")]
     switches = _switches(change or [])
     runs = [(pipeline, switches)]
-    if recordings and pipeline != "recordings" and load_dataset(dataset).format == "pku":
+    if recordings and pipeline != "recordings" and manifest.format == "pku":
         of_clips = find_pipeline(pipeline).switches
         # First, so that what is found as the newest set is the clips.
         runs.insert(0, ("recordings", {k: v for k, v in switches.items() if k not in of_clips}))
@@ -137,7 +140,7 @@ def prepare(
             result = run(
                 dataset,
                 split or (),
-                raw=raw or [Path(os.environ.get("SKELPIPE_RAW") or "data/raw")],
+                raw=raw or [],
                 out=out or shards_root(),
                 pipeline=one,
                 switches=turned,

@@ -558,15 +558,13 @@ def _fault(file: Path, table: object, error: ValidationError) -> UserError:
     )
 
 
-def _place(table: object, steps: Sequence[int | str]) -> list[str]:
+def _place(table: Any, steps: Sequence[int | str]) -> list[str]:
     """Those steps that lead through a table; the others name what Pydantic took it for."""
     place = []
     for step in steps:
-        if isinstance(table, dict) and step in table:
+        try:
             table = table[step]
-        elif isinstance(table, list) and isinstance(step, int):
-            table = table[step]
-        else:
+        except (KeyError, IndexError, TypeError):
             continue
         place.append(str(step))
     return place

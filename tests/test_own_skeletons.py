@@ -302,6 +302,7 @@ def test_from_a_manifest_to_retrieval(example: tuple[Path, Path]) -> None:
     skelpipe("prepare", manifest, "--workers", "1")
     card = read_card(folder)
     check_card(card)
+    assert "nothing to do" in skelpipe("prepare", manifest).output
     skelpipe("pretrain", "--recipe", manifest.parent / "tiny.toml")
     accuracy = {}
     for floor in ((), ("--raw-features",)):

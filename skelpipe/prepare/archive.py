@@ -298,7 +298,7 @@ def _zip_members(file: Path) -> Iterator[Member]:
             remedy="fetch it again and compare its size with the owners'",
         ) from error
     for info in infos:
-        if info.is_dir():
+        if info.filename.endswith("/"):  # is_dir() fails on an empty name
             continue
         if info.flag_bits & 1 or info.compress_type not in (
             zipfile.ZIP_STORED,

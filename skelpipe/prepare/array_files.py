@@ -10,7 +10,7 @@ from pathlib import Path
 from skelpipe.errors import UserError
 from skelpipe.manifest import ArrayDataset
 
-from . import columnar, hdf5
+from . import array_texts, columnar, hdf5
 from .archive import LARGEST, Member, Reader, find_recordings
 from .array_samples import TEXTS, Found, check_known, stacked, text_of
 from .array_texts import parse_json, under
@@ -118,8 +118,9 @@ def _samples(
             yield from _rows_of(dataset, whole, name, {}, columns)
         case _:
             stem = "" if name else file.stem
-            if size > LARGEST:
-                fault = f"too large: found {size} bytes, expected ≤ {LARGEST}"
+            largest = LARGEST if source.layout == "npy" else array_texts.LARGEST
+            if size > largest:
+                fault = f"too large: found {size} bytes, expected ≤ {largest}"
                 yield _sample(name, whole, Found(stem, fault=fault))
             else:
                 keys = _keys(whole, columns) if columns else {}

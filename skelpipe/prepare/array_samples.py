@@ -52,7 +52,7 @@ def text_of(value: object) -> str:
         value = int(value)
     if isinstance(value, float):
         value = int(value) if value.is_integer() else None if value != value else value
-    return "" if value is None else str(value).strip().strip("\0")
+    return "" if value is None else str(value).strip("\0").strip()
 
 
 def stacked(

@@ -10,6 +10,8 @@ import numpy.typing as npt
 
 from .recording import RejectedError
 
+LARGEST = 16 << 20  # bytes of a file of text, whose lists take up to twenty times as much
+
 
 def parse_csv(data: bytes, skip: int) -> npt.NDArray[np.float64]:
     """The numbers of a CSV file, shape (lines, columns); an empty field is NaN.

@@ -177,7 +177,7 @@ def finish(split: str, raw: Raw, plan: Plan, job: Job, tasks: dict[int, Task]) -
         pipeline=_pipeline_stamp(raw),
         precision=raw.precision,
         metric=raw.dataset.metric,
-        classes=raw.dataset.classes,
+        classes=raw.listing.classes or raw.dataset.classes,
         counts=counts,
         missing_list=raw.listing.missing,
         warnings=tuple(_warnings(raw, counts)),

@@ -13,8 +13,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from skelpipe.errors import UserError
 from skelpipe.random import below, uniform
 from skelpipe.skeleton import Topology
+
+_MOST_SUBSETS = 20_000  # of one width in one part; all of a 21-joint hand are 3,175
 
 
 @dataclass(frozen=True)
@@ -95,6 +98,14 @@ def _subtrees(part: tuple[int, ...], width: int, topology: Topology) -> dict[fro
             for joint in sorted(edge):
                 larger = joints | {joint}
                 grown[larger] = grown.get(larger, 0.0) + probability / len(edge)
+        if len(grown) > _MOST_SUBSETS:  # the pieces of a star are all its subsets
+            names = ", ".join(topology.joints[joint] for joint in part[:3])
+            raise UserError(
+                "a part of the skeleton has too many connected pieces to draw one of them",
+                place=f"the part of {names}, …",
+                found=f"more than {_MOST_SUBSETS:,} of {width} joints",
+                remedy="divide the part in the manifest, or add --set mask.subset=slice",
+            )
         law = grown
     return law
 

@@ -447,6 +447,7 @@ def test_hdf5_that_lacks_or_links_is_rejected_by_sample(tmp_path: Path) -> None:
         file.create_group("raw-1").create_dataset("joints", (2, 5, 4, 3), "f8", external=outside)
         file.create_group("huge-1").create_dataset("joints", (10**9, 4, 3), "f8", chunks=True)
         file.create_group("null-1")["joints"] = h5py.Empty("f8")
+        file.create_group("ragged-1").create_dataset("joints", (2,), h5py.vlen_dtype("f8"))
         file["fps"] = 30
     dataset = manifest(tmp_path, path="all.h5", data="*/joints")
     listing = list_arrays(dataset, [])
@@ -459,6 +460,7 @@ def test_hdf5_that_lacks_or_links_is_rejected_by_sample(tmp_path: Path) -> None:
         "huge-1": "too large",
         "lacks-1": "missing data set",
         "null-1": "no numbers",
+        "ragged-1": "no numbers",
         "raw-1": "a link to elsewhere",
         "soft-1": "a link to elsewhere",
         "texts-1": "no numbers",

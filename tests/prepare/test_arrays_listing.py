@@ -94,13 +94,18 @@ def test_one_damaged_file_among_others_costs_its_samples(tmp_path: Path) -> None
     assert (key, source) == ("bad", "bad.npz")
 
 
-def test_a_file_too_large_is_refused_unread(tmp_path: Path) -> None:
-    write(tmp_path, "wave-1")
-    with (tmp_path / "wave-2.npy").open("wb") as file:
-        file.truncate(LARGEST + 1)
-    ((key, _, reason),) = listed(tmp_path).refused
-    assert key == "wave-2"
-    assert reason.startswith("too large")
+@pytest.mark.parametrize(
+    ("suffix", "largest"), [("npy", LARGEST), ("json", LARGEST // 4), ("csv", LARGEST // 4)]
+)
+def test_a_file_too_large_is_refused_unread(tmp_path: Path, suffix: str, largest: int) -> None:
+    for number, size in enumerate((largest, largest + 1)):
+        with (tmp_path / f"wave-{number}.{suffix}").open("wb") as file:
+            file.truncate(size)
+    listing = listed(tmp_path, path=f"*.{suffix}")
+    assert keys(listing) == ["wave-0"]
+    ((key, _, reason),) = listing.refused
+    assert key == "wave-1"
+    assert reason == f"too large: found {largest + 1} bytes, expected ≤ {largest}"
 
 
 # --- labels ---

@@ -3,6 +3,7 @@ from __future__ import annotations
 import ctypes
 import os
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -91,8 +92,36 @@ def test_a_death_names_the_file(tmp_path: Path) -> None:
     assert "bad.h5" in str(caught.value)
 
 
-def test_the_child_is_gone_with_its_parent() -> None:
+def test_closing_ends_the_child() -> None:
     with Child() as child:
         pid = child.call(9, os.getpid)
     with pytest.raises(ProcessLookupError):
         os.kill(pid, 0)
+
+
+KILLED = """
+import os, signal
+from skelpipe.prepare.child import Child
+print(Child().call(9, os.getpid), flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_the_child_does_not_outlive_a_killed_parent() -> None:
+    done = subprocess.run([sys.executable, "-c", KILLED], capture_output=True, timeout=60)
+    assert done.returncode == -signal.SIGKILL
+    for _ in range(200):
+        try:
+            os.kill(int(done.stdout), 0)
+        except ProcessLookupError:
+            return
+        if is_zombie(int(done.stdout)):
+            return
+        time.sleep(0.05)
+    pytest.fail("the child lives on")
+
+
+def is_zombie(pid: int) -> bool:
+    """Whether a process is dead but for its entry, as where nobody adopts orphans."""
+    status = Path(f"/proc/{pid}/stat")
+    return status.exists() and status.read_text().rpartition(")")[2].split()[0] == "Z"

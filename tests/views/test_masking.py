@@ -9,7 +9,9 @@ import pytest
 import torch
 from builders import KINECT
 
+from skelpipe.errors import UserError
 from skelpipe.random import fold, uniform
+from skelpipe.skeleton import Topology
 from skelpipe.views.masking import contiguous_subsets, tube_masks
 
 TREE = contiguous_subsets(KINECT, "tree")
@@ -246,3 +248,18 @@ def test_what_the_tubes_leave_is_filled_from_whole_parts() -> None:
         torn = [p for p in PARTS if 0 < int(view[:, list(p)].sum()) < 8 * len(p)]
         assert len(torn) <= 1
     assert torch.equal(tube_masks(keys[5:6], 8, TREE, max_tubes=0, **PAPER)[0], mask[5])
+
+
+def test_a_part_with_too_many_pieces_is_refused() -> None:
+    joints = 40
+    star = Topology(
+        name="star",
+        joints=tuple(f"j{joint}" for joint in range(joints)),
+        parents=(-1, *[0] * (joints - 1)),
+        mirror=(),
+        parts={"all": tuple(range(joints))},
+    )
+    with pytest.raises(UserError, match="too many connected pieces") as caught:
+        contiguous_subsets(star, "tree")
+    assert "mask.subset=slice" in str(caught.value)
+    assert len(contiguous_subsets(star, "slice").joints) == joints * (joints + 1) // 2
