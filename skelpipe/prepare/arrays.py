@@ -22,12 +22,11 @@ from .archive import LARGEST, Member, Reader
 from .array_texts import as_array, parse_csv, parse_json, under
 from .child import Child, DiedError
 from .npy import Header, parse_npy
-from .recording import Recording, RejectedError
+from .recording import FARTHEST, Recording, RejectedError
 
 MOST = 1 << 30  # bytes of a compressed array that holds all samples, which is inflated whole
 _TIGHTEST = 300  # times that positions, padding among them, are ever compressed
 _SECONDS = 10.0  # that reading one sample may take
-_FARTHEST = 1e6  # metres, as for recordings in text
 _UNITS = {"m": 1.0, "cm": 0.01, "mm": 0.001}
 # For each axis that may point up: which raw axis, with which sign, becomes x, y and z. All are
 # rotations, none a reflection.
@@ -214,14 +213,14 @@ def arrange(
         )
     raw_MTJC[np.isnan(raw_MTJC).all(axis=(2, 3))] = 0
     factor = _UNITS.get(skeleton.unit, skeleton.scale)
-    fits = np.abs(raw_MTJC) <= _FARTHEST / factor  # false for NaN
+    fits = np.abs(raw_MTJC) <= FARTHEST / factor  # false for NaN
     if not fits.all():
         body, frame, joint, axis = np.argwhere(~fits)[0]
         raise RejectedError(
             "no number in x, y, z",
             found=f"{raw_MTJC[body, frame, joint, axis]} in body {body}, frame {frame}, "
             f"{joints[joint]}, {given[axis]}",
-            expected=f"a number of at most {_FARTHEST / factor:g}; or NaN in all of a body",
+            expected=f"a number of at most {FARTHEST / factor:g}; or NaN in all of a body",
         )
     turned_MTJC = np.zeros((*raw_MTJC.shape[:3], 3))
     for axis, (taken, sign) in enumerate(_TURNS[skeleton.up]):

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
 
 from .recording import Recording, RejectedError
+from .text import metres, numbers_at, shown
 
 NAME = re.compile(r"(S\d{3}C\d{3}P\d{3}R\d{3}A\d{3})\.skeleton", re.ASCII)
 KEY = re.compile(r"S(\d{3})C(\d{3})P(\d{3})R(\d{3})A(\d{3})", re.ASCII)
@@ -19,10 +19,8 @@ _BODY = 2 + _JOINTS  # lines of a body in a frame: its header, its joint count, 
 _HEADER = 10  # fields of a body's header: its id, eight flags and leanings, its tracking state
 _FIELDS = 12  # of a joint: x, y, z, and nine that are not used
 _ID = re.compile(rb"-?\d{1,19}")
-_NUMBER = re.compile(rb"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?")
 _LINES = 1 << 20  # in a file at most: 20 minutes of one body, and no memory filled by empty frames
 _LONG = 16 << 20  # bytes; a longer file is read line by line, which takes less memory
-_FARTHEST = 1e6  # metres; beyond it sums of squares would overflow, and no sensor sees so far
 
 
 @dataclass(frozen=True)
@@ -121,8 +119,8 @@ def _by_columns(data: bytes) -> Recording | None:
         return None
     before = last_L[row_RJ.ravel()] - _FIELDS  # the last field of the line before
     line, x, y, z = (ends[before + field] for field in range(4))
-    xyz = _numbers(text, np.stack([line + 1, x, x + 1, y, y + 1, z], axis=-1))
-    if xyz is None or not (np.abs(xyz) <= _FARTHEST).all():  # false for NaN as well
+    xyz = numbers_at(text, np.stack([line + 1, x, x + 1, y, y + 1, z], axis=-1))
+    if xyz is None:
         return None
     return Recording(
         frames=len(line_F),
@@ -130,24 +128,6 @@ def _by_columns(data: bytes) -> Recording | None:
         id_R=np.array([id_of[name] for name in names], dtype=np.int64),
         xyz_RJC=xyz.reshape(-1, _JOINTS, 3),
     )
-
-
-def _numbers(text: bytes, place: npt.NDArray[np.int32]) -> npt.NDArray[np.float64] | None:
-    """Numbers that stand in a text from every second place on to before the next; None if not."""
-    if not place.size:
-        return np.zeros(0)
-    # To Arrow the text is a column of strings: each number, then, declared missing, what lies
-    # between it and the next. So it converts the numbers where they stand.
-    strings = place.size - 1
-    present = np.full(strings // 8 + 1, 0b01010101, dtype=np.uint8)
-    buffers = [pa.py_buffer(present), pa.py_buffer(place.ravel()), pa.py_buffer(text)]
-    column = pa.Array.from_buffers(pa.string(), strings, buffers)
-    try:
-        numbers = column.cast(pa.float64())
-    except pa.ArrowInvalid:
-        return None
-    read: npt.NDArray[np.float64] = numbers.to_numpy(zero_copy_only=False)[::2].copy()
-    return read
 
 
 def _by_line(data: bytes) -> Recording:
@@ -167,7 +147,7 @@ def _by_line(data: bytes) -> Recording:
             id_R.append(_body_id(text, at))
             if text.count(at + 1, "joint count") != _JOINTS:
                 raise RejectedError(
-                    "wrong joint count", line=at + 2, found=_shown(text[at + 1]), expected="25"
+                    "wrong joint count", line=at + 2, found=shown(text[at + 1]), expected="25"
                 )
             first_R.append(at + 2)
             frame_R.append(frame)
@@ -178,7 +158,7 @@ def _by_line(data: bytes) -> Recording:
         raise RejectedError(
             "text after the last frame",
             line=at + 1,
-            found=_shown(text[at]),
+            found=shown(text[at]),
             expected=f"the end after {frames} frames",
         )
     rows = (line for first in first_R for line in range(first, first + _JOINTS))
@@ -218,7 +198,7 @@ class _Lines:
         if self.blank_from(line):
             raise _truncated(len(self), f"a {what}")
         raise RejectedError(
-            f"wrong {what}", line=line + 1, found=_shown(field), expected="a whole number from 0"
+            f"wrong {what}", line=line + 1, found=shown(field), expected="a whole number from 0"
         )
 
 
@@ -235,7 +215,7 @@ def _body_id(text: _Lines, line: int) -> int:
         raise RejectedError(
             "wrong body header",
             line=line + 1,
-            found=f"{len(fields)} fields, the first of them {_shown(fields[0] if fields else b'')}",
+            found=f"{len(fields)} fields, the first of them {shown(fields[0] if fields else b'')}",
             expected="10, the first of them an id of 64 bits",
         )
     return number
@@ -256,17 +236,4 @@ def _position(text: _Lines, line: int) -> list[float]:
         raise RejectedError(
             "wrong joint row", line=line + 1, found=f"{len(fields)} fields", expected=str(_FIELDS)
         )
-    position = []
-    for field in fields[:3]:
-        value = float(field) if _NUMBER.fullmatch(field) else np.nan
-        if not abs(value) <= _FARTHEST:
-            raise RejectedError(
-                "no number in x, y, z", line=line + 1, found=_shown(field), expected="metres"
-            )
-        position.append(value)
-    return position
-
-
-def _shown(field: bytes) -> str:
-    text = field.decode("ascii")
-    return repr(text if len(text) <= 40 else text[:40] + "…")
+    return [metres(field, line + 1) for field in fields[:3]]

@@ -10,10 +10,10 @@ from collections.abc import Iterable
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
 
 from .listing import Action
 from .recording import Recording, RejectedError
+from .text import metres, numbers_at, shown
 
 RECORDING = r"\d{4}-[LMR]|A\d\dN\d\d-[LMR]"
 """What recordings are called: by number and view in Part I; script, subject and view in Part II."""
@@ -22,8 +22,6 @@ _BODIES, _JOINTS = 2, 25
 FIELDS = _BODIES * _JOINTS * 3  # of a row of skeletons
 _CHUNK = 1 << 18  # bytes read at once: what it takes beside the numbers stays small
 _LINE = 1 << 16  # bytes of a line, at most: far more than 150 numbers take
-_NUMBER = re.compile(rb"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?")
-_FARTHEST = 1e6  # metres; beyond it sums of squares would overflow, and no sensor sees so far
 _ROW = re.compile(rb"[ \t]*,[ \t]*".join([rb"(-?\d{1,9})"] * 4))
 _LISTED = re.compile(RECORDING, re.ASCII)
 
@@ -80,35 +78,13 @@ def _numbers(text: bytes, line: int) -> npt.NDArray[np.float64]:
             found=str(fields_L[wrong[0]]),
             expected=f"{FIELDS}, x, y, z of two bodies' 25 joints",
         )
-    # To Arrow the text is a column of strings: each number, then, declared missing, what lies
-    # between it and the next. So it converts the numbers where they stand.
-    strings = len(edges) - 1
-    present = np.full(strings // 8 + 1, 0b01010101, dtype=np.uint8)
-    buffers = [pa.py_buffer(present), pa.py_buffer(edges), pa.py_buffer(text)]
-    column = pa.Array.from_buffers(pa.large_string(), strings, buffers)
-    try:
-        read: npt.NDArray[np.float64] = column.cast(pa.float64()).to_numpy(zero_copy_only=False)
-    except pa.ArrowInvalid:  # no number, or one that Arrow does not know, such as "+1"
-        return _one_by_one(text, line)
-    numbers = read[::2]
-    if not (np.abs(numbers) <= _FARTHEST).all():  # false for NaN as well
-        return _one_by_one(text, line)
-    return numbers
+    numbers = numbers_at(text, edges.astype(np.int32))
+    return _one_by_one(text, line) if numbers is None else numbers
 
 
 def _one_by_one(text: bytes, line: int) -> npt.NDArray[np.float64]:
-    numbers = []
-    for place, field in enumerate(text.split()):
-        value = float(field) if _NUMBER.fullmatch(field) else np.nan
-        if not abs(value) <= _FARTHEST:
-            raise RejectedError(
-                "no number in x, y, z",
-                line=line + place // FIELDS,
-                found=_shown(field),
-                expected="metres",
-            )
-        numbers.append(value)
-    return np.array(numbers)
+    fields = enumerate(text.split())
+    return np.array([metres(field, line + place // FIELDS) for place, field in fields])
 
 
 def parse_labels(data: bytes) -> tuple[Action, ...]:
@@ -129,7 +105,7 @@ def parse_labels(data: bytes) -> tuple[Action, ...]:
             raise RejectedError(
                 "wrong label row",
                 line=number,
-                found=_shown(row.strip()),
+                found=shown(row.strip()),
                 expected="action, start, end, confidence",
             )
         action, start, end, confidence = map(int, match.groups())
@@ -202,10 +178,5 @@ def frame_labels(
 
 def _no_list(line: int, found: str, expected: str) -> RejectedError:
     return RejectedError(
-        "no list of recordings", line=line, found=_shown(found.strip().encode()), expected=expected
+        "no list of recordings", line=line, found=shown(found.strip().encode()), expected=expected
     )
-
-
-def _shown(field: bytes) -> str:
-    text = field.decode("ascii", "replace")
-    return repr(text if len(text) <= 40 else text[:40] + "…")

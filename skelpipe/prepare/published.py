@@ -17,14 +17,13 @@ import numpy as np
 import numpy.typing as npt
 
 from .archive import Member, Reader
-from .recording import Recording, RejectedError
+from .recording import FARTHEST, Recording, RejectedError
 from .unpickle import Array
 
 Layout = Literal["ctrgcn-npz", "2s-agcn-npy", "pyskl-pickle"]
 
 JOINTS = 25
 BODIES = 2  # of CTR-GCN's and 2s-AGCN's arrays
-_FARTHEST = 1e6  # metres, as for recordings in text
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,7 +59,7 @@ def read(block: Block, reader: Reader) -> Recording:
     except ValueError as error:
         raise RejectedError("damaged array", found=str(error)) from error
     with np.errstate(invalid="ignore"):  # a NaN may be of the kind that signals
-        far = ~(np.abs(values.astype(np.float64)) <= _FARTHEST)  # true for NaN as well
+        far = ~(np.abs(values.astype(np.float64)) <= FARTHEST)  # true for NaN as well
     if far.any():
         raise RejectedError("no number in x, y, z", found=str(values[far][0]), expected="metres")
     poses_MTJC = _bodies(values, block.layout)

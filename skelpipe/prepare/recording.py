@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+FARTHEST = 1e6  # metres; beyond it sums of squares would overflow, and no sensor sees so far
+
 
 class RejectedError(Exception):
     """A recording that cannot be used. It is written to `rejected.jsonl`, and the work goes on.
