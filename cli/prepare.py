@@ -37,7 +37,9 @@ def prepare(
     ],
     split: Annotated[
         list[str] | None,
-        typer.Option(help="Split: xsub, xview or xset. Repeat it for several. Default: all."),
+        typer.Option(
+            help="Split: xsub, xview, xset, or your own. Repeat it for several. Default: all."
+        ),
     ] = None,
     raw: Annotated[
         list[Path] | None,
@@ -62,7 +64,11 @@ def prepare(
     change: Annotated[
         list[str] | None,
         typer.Option(
-            "--set", metavar="SWITCH=VALUE", help="Turn a switch of the pipeline. Repeatable."
+            "--set",
+            metavar="SWITCH=VALUE",
+            help="Turn a switch; the default is as published: "
+            "gaps=kept (ctrgcn, agcn), centre=none (ctrgcn), tail=zeros (agcn), "
+            "reversed=as_published (PKU-MMD). Repeatable.",
         ),
     ] = None,
     dtype: Annotated[
@@ -100,7 +106,7 @@ def prepare(
         bool, typer.Option("--force", help="Make the sets anew, in place of those that stand.")
     ] = False,
 ) -> None:
-    """Turn official archives into shards, ready to train from.
+    """Turn raw recordings into shards, ready to train from.
 
     Archives are read in place and recognised by what is inside. Several splits are written from
     one reading. An interrupted run continues; a second one finds nothing to do. The same
