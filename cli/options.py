@@ -11,6 +11,9 @@ from skelpipe.errors import UserError, nearest
 if TYPE_CHECKING:
     import torch
 
+REQUEUE = 75
+"""Exit code after a signal or Ctrl-C (EX_TEMPFAIL): what is done is kept, and can be continued."""
+
 
 def shards_root() -> Path:
     """Where prepared sets lie: $SKELPIPE_SHARDS, else data/shards."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,8 +20,8 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from .console import console, show_warning
-from .options import shards_root
+from .console import console, errors, show_warning
+from .options import REQUEUE, shards_root
 
 if TYPE_CHECKING:
     from skelpipe.prepare.engine import Prepared
@@ -142,7 +143,7 @@ def prepare(
         runs.insert(0, ("recordings", {k: v for k, v in switches.items() if k not in of_clips}))
     warnings: dict[str, None] = {}
     for one, turned in runs:
-        with _bar(one) as report:
+        with _stopped_told(), _bar(one) as report:
             result = run(
                 dataset,
                 split or (),
@@ -165,6 +166,23 @@ def prepare(
             warnings.update(dict.fromkeys(made.card.warnings))
     for warning in warnings:
         show_warning(warning)
+
+
+@contextmanager
+def _stopped_told() -> Iterator[None]:
+    """Have Ctrl-C and SIGTERM end with a word and the code that a scheduler requeues on."""
+
+    def stop(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    except KeyboardInterrupt as interrupt:
+        errors.print("stopped: finished shards are kept, and the same command continues")
+        raise typer.Exit(REQUEUE) from interrupt
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _switches(changes: list[str]) -> dict[str, str]:
@@ -248,10 +266,10 @@ def _left_out(card: Card) -> str:
 
 
 def rejections_table(card: Card) -> Table:
-    """Rejected recordings by reason."""
+    """Rejected samples by reason."""
     table = Table(title="rejected", title_justify="left")
     table.add_column("reason")
-    table.add_column("recordings", justify="right")
+    table.add_column("samples", justify="right")
     for reason, count in sorted(card.counts.rejected.items(), key=lambda item: -item[1]):
         table.add_row(reason, f"{count:,}")
     return table

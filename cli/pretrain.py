@@ -13,16 +13,13 @@ import typer
 from skelpipe.errors import UserError
 
 from .console import console, errors, show_warning
-from .options import choose_device, newest_set, runs_root, subject_numbers
+from .options import REQUEUE, choose_device, newest_set, runs_root, subject_numbers
 
 if TYPE_CHECKING:
     import torch
 
     from skelpipe.checkpoint import Run
     from skelpipe.config import Recipe
-
-REQUEUE = 75
-"""Exit code after a signal or Ctrl-C (EX_TEMPFAIL): saved, to be continued with --resume."""
 
 _LONG_HOURS = 24.0
 

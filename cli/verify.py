@@ -65,6 +65,8 @@ def verify(
         start = time.perf_counter()
         with _bar(folder) as report:
             faults = check(folder, report, workers)
+        if not folders:  # under a root the place says which set it is
+            faults += _misplaced(folder)
         seconds = time.perf_counter() - start
         files = [file for file in folder.iterdir() if file.is_file()]
         size = sum(file.stat().st_size for file in files)
@@ -114,12 +116,30 @@ def _table(faults: list[Fault]) -> Table:
 
 def _remedy(folder: Path) -> str:
     from skelpipe.errors import UserError
-    from skelpipe.shards.card import read_card
+    from skelpipe.shards.card import made_from, read_card
 
     command = "skelpipe prepare DATASET --split SPLIT"
     with suppress(UserError):  # a damaged card is not believed about this either
         card = read_card(folder)
         dtype = "" if card.precision == "float32" else f" --dtype {card.precision}"
-        names = f"{card.dataset} --split {card.split} --pipeline {card.pipeline.name}"
-        command = f"skelpipe prepare {names}{dtype}"
-    return f"copy the set again, or make it anew: {command} --force"
+        names = f"{made_from(card)} --split {card.split} --pipeline {card.pipeline.name}"
+        turned = "".join(f" --set {name}={on}" for name, on in card.pipeline.switches.items())
+        command = f"skelpipe prepare {names}{turned}{dtype}"
+    return f"copy the set again, or make it anew: {command} --raw … --out … --force"
+
+
+def _misplaced(folder: Path) -> list[Fault]:
+    """A whole set that lies where another belongs."""
+    from skelpipe.errors import UserError
+    from skelpipe.shards.card import CARD, read_card
+    from skelpipe.shards.verify import Fault
+
+    try:
+        card = read_card(folder)
+    except UserError:
+        return []
+    suffix = "" if card.precision == "float32" else f"-{card.precision}"
+    expected = (card.dataset, card.pipeline.name + suffix, card.split)
+    if folder.absolute().parts[-3:] == expected:
+        return []
+    return [Fault(CARD, "", "/".join(expected), f"the set of {'/'.join(folder.parts[-3:])}")]

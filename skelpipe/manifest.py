@@ -271,6 +271,9 @@ class ArraySource(_Strict):
         names: What names the samples where a file holds many in rows: a column (Parquet, Arrow) or
             an array (HDF5, npz). By default they are numbered from 0.
         skip: CSV: leading columns that are passed over, such as the time.
+        missing: What becomes of a sample in which a joint is NaN while its body is there: it is
+            "rejected", or the joint is "interpolated" in time, and held before it is first and
+            after it is last seen.
     """
 
     path: str
@@ -282,6 +285,7 @@ class ArraySource(_Strict):
     lengths: str = ""
     names: str = ""
     skip: int = 0
+    missing: Literal["rejected", "interpolated"] = "rejected"
 
     @property
     def layout(self) -> Layout:
@@ -450,6 +454,8 @@ class ArrayDataset(Dataset):
         for name in (self.name, *self.splits):
             if not _NAME.fullmatch(name):
                 raise ValueError(f"{name!r} becomes a folder: letters, digits, - and _ only")
+        if self.name in manifest_names("dataset"):
+            raise ValueError(f"{self.name!r} is the name of a packaged data set: choose another")
         if not self.splits:
             raise ValueError("there is no split: [splits.NAME] says who trains and who tests")
         if len(set(self.classes)) != len(self.classes):
@@ -510,7 +516,7 @@ def load_dataset(name: str) -> AnyDataset:
 
 def _load_own(file: Path) -> AnyDataset:
     try:
-        table = tomllib.loads(file.read_text(encoding="utf-8"))
+        table = tomllib.loads(file.read_text(encoding="utf-8-sig"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
         raise UserError(
             "the manifest cannot be read",
@@ -548,12 +554,15 @@ def _fault(file: Path, table: object, error: ValidationError) -> UserError:
     else:
         what = "the manifest is wrong"
         found = "" if isinstance(first["input"], dict | BaseModel) else repr(first["input"])
+    ours = first["type"] == "value_error"  # a sentence that says what is wrong
+    if ours:
+        what = f"{what}: {first['msg'].removeprefix('Value error, ')}"
     return UserError(
         what,
         file=file,
         place=".".join(place),
         found=found[:200],
-        expected=first["msg"].removeprefix("Value error, "),
+        expected="" if ours else first["msg"],
         remedy="`skelpipe new-dataset NAME` writes a manifest that explains every key",
     )
 
@@ -591,6 +600,8 @@ def new_manifest(name: str) -> str:
         raise UserError(
             "a data set's name becomes a folder", found=name, expected="letters, digits, - and _"
         )
+    if name in manifest_names("dataset"):
+        raise UserError(f"'{name}' is the name of a packaged data set", remedy="choose another")
     template = resources.files("skelpipe.manifests") / "new-dataset.toml"
     text = template.read_text(encoding="utf-8")
     return text.removeprefix('kind = "template"\n').replace("NAME", name)

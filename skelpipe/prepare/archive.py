@@ -253,6 +253,9 @@ def _texts(files: Iterable[Path]) -> list[Path]:
 
 def _open(file: Path, inside: bool, others: Counter[str], notes: list[str]) -> Iterator[Member]:
     """The members of one file; ``inside`` a folder, files of other kinds are passed over."""
+    if not file.is_file():  # a pipe, a device, a link to nothing
+        yield Member(file, file.name, -1, 0, 0, "plain")
+        return
     if _known(file.name) != "other files":
         size = file.stat().st_size
         yield Member(file, file.name, 0, size, size, "plain")
@@ -347,7 +350,7 @@ def _fault(member: Member) -> str:
     """Why a member is not read, though its name fits; empty where it is."""
     path = PurePosixPath(member.name.replace("\\", "/"))
     if member.offset < 0:
-        return "not a plain member: links are not followed"
+        return "not a plain file: a link, a pipe or the like"
     if path.is_absolute() or ".." in path.parts or re.match(r"[A-Za-z]:", member.name):
         return "unsafe member name: it leads outside the archive"
     return ""

@@ -67,7 +67,7 @@ def find_samples(
         try:
             samples += _samples(dataset, file, name, columns)
         except RejectedError as error:
-            faults.append((name or file.stem, file.name, error.reason))
+            faults.append((name or file.stem, _origin(name, file), error.reason))
     return samples, faults
 
 
@@ -141,8 +141,13 @@ def _sample(name: str, member: Member, found: Found, header: Header | None = Non
         rows=found.rows,
         frames=found.frames,
         header=header,
+        origin=_origin(name, member.file),
     )
     return Sample("/".join(filter(None, (name, found.name))), piece, found)
+
+
+def _origin(name: str, file: Path) -> str:
+    return f"{name}{file.suffix}" if name else file.name
 
 
 def _keys(member: Member, columns: Sequence[str]) -> dict[str, str]:

@@ -99,8 +99,6 @@ def label_number(label: str, classes: Sequence[str], first: int) -> int:
     Raises:
         RejectedError: there is no such class.
     """
-    if not label:
-        raise RejectedError("no label", found="nothing by [labels]")
     if label in classes:
         return classes.index(label)
     if _NUMBER.fullmatch(label) and 0 <= int(label) - first < len(classes):

@@ -50,6 +50,7 @@ class Piece(Member):
         rows: Its rows, from the first to before the last, where an array or block holds many.
         frames: How many of its frames are recorded, where the array is padded.
         header: Of an uncompressed .npy array that holds many samples: what its values are.
+        origin: Its file, seen from the folder that the manifest's path starts from.
     """
 
     place: str = ""
@@ -57,6 +58,11 @@ class Piece(Member):
     rows: tuple[int, int] | None = None
     frames: int | None = None
     header: Header | None = None
+    origin: str = ""
+
+    @property
+    def source(self) -> str:
+        return self.origin
 
 
 def read(piece: Piece, dataset: ArrayDataset, reader: Reader) -> Recording:
@@ -212,6 +218,8 @@ def arrange(
             np.float64
         )
     raw_MTJC[np.isnan(raw_MTJC).all(axis=(2, 3))] = 0
+    if source.missing == "interpolated":
+        _interpolate(raw_MTJC)
     factor = _UNITS.get(skeleton.unit, skeleton.scale)
     fits = np.abs(raw_MTJC) <= FARTHEST / factor  # false for NaN
     if not fits.all():
@@ -220,7 +228,8 @@ def arrange(
             "no number in x, y, z",
             found=f"{raw_MTJC[body, frame, joint, axis]} in body {body}, frame {frame}, "
             f"{joints[joint]}, {given[axis]}",
-            expected=f"a number of at most {FARTHEST / factor:g}; or NaN in all of a body",
+            expected=f"a number of at most {FARTHEST / factor:g}; or NaN in all of a body, or "
+            'missing = "interpolated" in the manifest',
         )
     turned_MTJC = np.zeros((*raw_MTJC.shape[:3], 3))
     for axis, (taken, sign) in enumerate(_TURNS[skeleton.up]):
@@ -230,11 +239,26 @@ def arrange(
     return Recording.of_slots(turned_MTJC)
 
 
+def _interpolate(poses_MTJC: npt.NDArray[np.float64]) -> None:
+    """Fill joints that are NaN from the frames of the same body in which they are seen."""
+    lost_MTJ = np.isnan(poses_MTJC).any(axis=3)
+    there_MT: npt.NDArray[np.bool_] = np.any(poses_MTJC != 0, axis=(2, 3))  # true for NaN as well
+    for body, joint in np.argwhere(lost_MTJ.any(axis=1)):
+        lost_T = lost_MTJ[body, :, joint]
+        seen = np.flatnonzero(there_MT[body] & ~lost_T)
+        if len(seen):
+            for track_T in poses_MTJC[body, :, joint].T:
+                track_T[lost_T] = np.interp(np.flatnonzero(lost_T), seen, track_T[seen])
+
+
 def _sizes(shape: tuple[int, ...], source: ArraySource, joints: int) -> dict[str, int]:
     """The size of every letter of the axes."""
     if len(shape) != len(source.groups):
         raise RejectedError(
-            "wrong axes", found=f"shape {shape}", expected=f"{len(source.groups)}: {source.axes}"
+            "wrong axes",
+            found=f"shape {shape}",
+            expected=f"{len(source.groups)} by axes = {source.axes!r}; flattened ones stand in "
+            "parentheses",
         )
     sizes = {"J": joints, "C": len(source.coordinates)}
     if source.bodies is not None:
@@ -246,10 +270,11 @@ def _sizes(shape: tuple[int, ...], source: ArraySource, joints: int) -> dict[str
             kind = {"J": "wrong joint count", "C": "wrong coordinate count"}.get(
                 group, "wrong axes"
             )
+            expected = f"a multiple of {known}" if free else str(known)
+            if "C" in group:
+                expected += f", by coordinates = {source.coordinates!r}"
             raise RejectedError(
-                kind,
-                found=f"{size} along {group} in shape {shape}",
-                expected=f"a multiple of {known}" if free else str(known),
+                kind, found=f"{size} along {group} in shape {shape}", expected=expected
             )
         if free:
             sizes[free[0]] = size // known

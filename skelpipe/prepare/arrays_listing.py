@@ -139,11 +139,10 @@ def _label(
     """
     if sample.found.fault:
         raise RejectedError(sample.found.fault)
-    number = label_number(label, classes, dataset.labels.first)
-    for field, value in fields.items():
+    for what, value in (("label", label), *fields.items()):
         if not value:
-            raise RejectedError(f"no {field}", found=f"nothing by [{field}s]")
-    return number
+            raise RejectedError(f"no {what}", found=f"nothing by [{what}s] for '{sample.name}'")
+    return label_number(label, classes, dataset.labels.first)
 
 
 def _nothing(what: str, dataset: ArrayDataset, faults: Sequence[Row]) -> UserError:

@@ -50,7 +50,10 @@ def run_on_dask(
     with ExitStack() as stack:
         if scheduler is None:
             here = LocalCluster(  # type: ignore[no-untyped-call]
-                n_workers=workers, threads_per_worker=1, dashboard_address=None, silence_logs=50
+                n_workers=workers,
+                threads_per_worker=1,
+                dashboard_address="127.0.0.1:0",
+                silence_logs=50,
             )
             stack.enter_context(here)
         try:
@@ -64,6 +67,14 @@ def run_on_dask(
                 found=error,
                 expected="an address such as tcp://10.0.0.1:8786",
                 remedy="start it with `dask scheduler`, and workers with `dask worker ADDRESS`",
+            ) from error
+        try:
+            client.wait_for_workers(1, timeout=_PATIENCE)
+        except TimeoutError as error:
+            raise UserError(
+                "the Dask scheduler has no worker",
+                place=scheduler or "",
+                remedy="start some with `dask worker ADDRESS`; the same command continues",
             ) from error
         futures = {client.submit(_work, group, job, pure=False): group for group in groups}
         units, size = 0, 0

@@ -288,26 +288,39 @@ def _work_on(raw: Raw, plan: Plan, job: Job, run: _Run) -> dict[int, Task]:
 def _check_rejections(raw: Raw, plan: Plan, job: Job, tasks: dict[int, Task]) -> None:
     for name in job.splits:
         rows = rejections(name, raw, plan, tasks)
-        planned = len(raw.listing.outside.get(name, ())) + len(raw.listing.refused)
-        planned += sum(group.clips for group in plan.of([name]))
+        # A recording with many samples is one, however many of them it costs.
+        lost = {source for _, source, _ in rows}
+        others = (*raw.listing.outside.get(name, ()), *raw.listing.refused)
+        planned = len({source for _, source, _ in others})
+        planned += sum(len(group.units) for group in plan.of([name]))
         bearable = max(_FEW, planned // 100)
-        if len(rows) > bearable:
+        if len(lost) > bearable:
             kinds = [f"{count:,} {kind}" for kind, count in count_kinds(rows).most_common()]
-            examples = "".join(f"\n    {source}: {reason}" for _, source, reason in rows[:3])
+            reasons = dict.fromkeys(f"\n    {source}: {reason}" for _, source, reason in rows)
+            examples = "".join(list(reasons)[:3])
             raise _TooManyError(
                 f"too many recordings cannot be used for {name}: "
-                f"so far {len(rows):,} of {planned:,}",
+                f"so far {len(lost):,} of {planned:,}",
                 found=", ".join(kinds) + examples,
                 expected=f"at most {bearable:,}",
-                remedy="fetch the raw data again; nothing was written",
+                remedy=f"{_mend(raw)}; nothing was written",
             )
 
 
 @contextmanager
 def _held(home: Path) -> Iterator[None]:
     """A folder of prepared sets, written to by this process alone."""
-    home.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(home, os.O_RDONLY)
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(home, os.O_RDONLY)
+    except OSError as error:
+        raise UserError(
+            "prepared sets cannot be written here",
+            file=home,
+            found=error.strerror or error,
+            expected="a folder that may be written to",
+            remedy="choose another --out",
+        ) from error
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
@@ -332,7 +345,12 @@ def _disk_full_told(plan: Plan, job: Job) -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
+            raise UserError(
+                "the prepared sets cannot be written",
+                file=error.filename or job.work,
+                found=error.strerror or error,
+                remedy="see to it, or choose another --out; the same command continues",
+            ) from error
         _clear(job.work)
         estimated, written, needed = 0, 0, 0
         for group in plan.of(job.splits):
@@ -349,6 +367,13 @@ def _disk_full_told(plan: Plan, job: Job) -> Iterator[None]:
             expected=f"about {needed + _MARGIN:,} bytes more",
             remedy="make room, or choose another --out; the same command continues",
         ) from error
+
+
+def _mend(raw: Raw) -> str:
+    """What most likely helps where recordings cannot be used."""
+    if raw.dataset.format == "arrays":
+        return "look whether the manifest describes them as they are"
+    return "fetch the raw data again"
 
 
 def _cores() -> int:

@@ -82,7 +82,16 @@ def standing(folder: Path, raw: Raw) -> Card | None:
             found=error.what,
             remedy=_AGAIN,
         ) from error
-    _fits(folder, "from other raw data", card.source, _source(raw, folder.name))
+    if (card.dataset, card.split) != (raw.dataset.name, folder.name):
+        raise UserError(
+            "another set stands in this folder",
+            file=folder,
+            found=f"{card.dataset}, {card.split}",
+            expected=f"{raw.dataset.name}, {folder.name}",
+            remedy=_AGAIN,
+        )
+    other = "raw data or another manifest" if raw.dataset.format == "arrays" else "raw data"
+    _fits(folder, f"from other {other}", card.source, _source(raw, folder.name))
     _fits(folder, "with another missing list", card.missing_list, raw.listing.missing)
     _fits(
         folder,
@@ -138,7 +147,7 @@ def finish(split: str, raw: Raw, plan: Plan, job: Job, tasks: dict[int, Task]) -
         raise UserError(
             f"no recording can be used for {split}",
             found=found,
-            remedy="look whether this is the whole archive",
+            remedy="look whether this is the whole archive, or the manifest right",
         )
     digests: list[tuple[str, str]] = []
 
@@ -201,6 +210,15 @@ def put_in_place(made: Path, final: Path) -> None:
 def _warnings(raw: Raw, counts: Counts) -> Iterator[str]:
     """What every table made from the set must repeat."""
     yield from raw.listing.warnings
+    for part, held in (("train", counts.train), ("test", counts.test)):
+        if not held.samples:
+            yield f"there is no sample in the {part} part"
+    unseen = counts.test.classes.keys() - counts.train.classes.keys()
+    if unseen and counts.train.samples:
+        yield (
+            f"{len(unseen):,} of the {len(counts.test.classes):,} classes in the test part do not "
+            "occur in the train part"
+        )
     dataset, missing = raw.dataset, raw.listing.missing
     samples, published = counts.total.samples, dataset.published
     if published is None:

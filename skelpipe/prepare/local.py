@@ -7,9 +7,10 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from multiprocessing.sharedctypes import SynchronizedArray
 
 from skelpipe.errors import UserError
@@ -67,7 +68,8 @@ def run_in_processes(
     shared = context.Array("q", 3)  # units, bytes, whether to stop
     try:
         with ProcessPoolExecutor(workers, context, _join, (shared,)) as pool:
-            running = {pool.submit(_work, group, job): group for group in groups}
+            with _interrupts_held():
+                running = {pool.submit(_work, group, job): group for group in groups}
             try:
                 while running:
                     done, _ = wait(running, timeout=0.1, return_when=FIRST_COMPLETED)
@@ -86,6 +88,19 @@ def run_in_processes(
             found="most likely the system ran out of memory",
             remedy="run the same command again with fewer --workers: it continues",
         ) from error
+
+
+@contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """Keep Ctrl-C back while processes are started, which inherit that and never get it.
+
+    One that died of it halfway into its start would leave the run waiting for it.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 _shared: SynchronizedArray[int] | None = None  # a worker process's link to the run, set by _join

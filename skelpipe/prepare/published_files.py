@@ -88,6 +88,7 @@ def find_published(raw: Sequence[Path]) -> Published | None:
     if not found:
         return None
     labels = {other for file in found if found[file] == "2s-agcn-npy" for other in _beside(file)}
+    passed_over = [file for file in passed_over if file not in labels]
     files = [file for file in found if file not in labels]
     others = [path for path in others if path not in labels]
     if others or len({found[file] for file in files}) > 1:

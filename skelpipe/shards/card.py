@@ -205,12 +205,12 @@ def read_fitting_card(folder: Path, pipeline: str) -> Card:
             f"the recipe needs a set prepared with pipeline '{pipeline}'",
             file=folder,
             found=f"one prepared with '{card.pipeline.name}'",
-            remedy=f"skelpipe prepare {_what(card)} --split {card.split} --pipeline {pipeline}",
+            remedy=f"skelpipe prepare {made_from(card)} --split {card.split} --pipeline {pipeline}",
         )
     return card
 
 
-def _what(card: Card) -> str:
+def made_from(card: Card) -> str:
     """What `skelpipe prepare` is given to make such a set."""
     return f"{card.dataset}.toml" if card.source.layout.startswith("arrays") else card.dataset
 

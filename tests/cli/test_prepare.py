@@ -36,7 +36,7 @@ def test_prints_counts_rejections_and_warnings(
     command = ["prepare", "ntu60", "--split", "xsub", "--raw", place, "--workers", 1]
     output = run(*command, "--out", tmp_path / "out") + "".join(capfd.readouterr())
     assert "18 │    40,091" in output
-    assert "truncated file │          1" in output
+    assert "truncated file │       1" in output
     assert "rejected.jsonl" in output
     assert "a part of NTU RGB+D: 24 of 56,578 samples" in output
     again = run(*command, "--out", tmp_path / "out")

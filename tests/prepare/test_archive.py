@@ -108,7 +108,7 @@ def test_links_and_names_that_lead_outside_are_refused(tmp_path: Path) -> None:
     assert list(found.recordings) == names[:1]
     assert [key for key, _, _ in found.refused] == names[1:]
     kinds = [reason.partition(":")[0] for _, _, reason in found.refused]
-    assert kinds == ["unsafe member name"] * 2 + ["not a plain member"] * 3
+    assert kinds == ["unsafe member name"] * 2 + ["not a plain file"] * 3
     with pytest.raises(UserError, match="can be read here"):
         find(tarred)
 

@@ -355,7 +355,7 @@ def test_any_type_of_number(kind: str) -> None:
     [
         (np.zeros((2, 5, 3, 3)), "wrong joint count: found 3 along J"),
         (np.zeros((2, 5, 4, 2)), "wrong coordinate count: found 2 along C"),
-        (np.zeros((5, 4, 3)), r"wrong axes: found shape \(5, 4, 3\), expected 4: MTJC"),
+        (np.zeros((5, 4, 3)), r"wrong axes: found shape \(5, 4, 3\), expected 4 by axes"),
         (np.zeros((2, 0, 4, 3)), "empty clip"),
         (np.zeros((2, 5, 4, 3), dtype=complex), "no numbers"),
         (np.array([["a"]]), "no numbers"),
@@ -410,7 +410,7 @@ def test_bombs_links_and_strange_names_in_an_npz_are_refused(tmp_path: Path) -> 
     dataset = manifest(tmp_path, path="all.npz")
     listing = list_arrays(dataset, [])
     assert [reason.partition(":")[0] for _, _, reason in listing.refused] == [
-        "unsafe member name", "not a plain member",
+        "unsafe member name", "not a plain file",
     ]  # fmt: skip
     with Reader() as reader:
         read(listing.units[0].member, dataset, reader)
@@ -538,3 +538,27 @@ def test_json_that_is_no_array(text: str, message: str) -> None:
         as_array(parse_json(text.encode()))
     with pytest.raises(RejectedError, match="missing key: found keys b, expected 'a'"):
         under({"b": 1}, "a")
+
+
+def test_joints_that_were_not_seen_are_filled_in_time(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    walk = rng.normal(size=(2, 6, 4, 3))
+    holes = walk.copy()
+    holes[0, 2:4, 1] = np.nan  # within
+    holes[0, 0, 2, 0] = np.nan  # before it is first seen, in one coordinate
+    holes[1, 5] = np.nan  # all of a body: it is absent
+    holes[1, 4, 3] = np.nan  # so that this is after it is last seen
+    with pytest.raises(RejectedError, match="interpolated"):
+        arrange(holes, manifest(tmp_path, axes="MTJC"))
+    filled = arrange(holes, manifest(tmp_path, axes="MTJC", missing="interpolated")).slots()
+    expected = walk.copy()
+    for step, share in ((2, 1 / 3), (3, 2 / 3)):
+        expected[0, step, 1] = walk[0, 1, 1] * (1 - share) + walk[0, 4, 1] * share
+    expected[0, 0, 2] = walk[0, 1, 2]
+    expected[1, 5] = 0
+    expected[1, 4, 3] = walk[1, 3, 3]
+    np.testing.assert_allclose(filled, expected, atol=1e-12)
+    never = holes.copy()
+    never[0, :, 1] = np.nan
+    with pytest.raises(RejectedError, match="no number"):
+        arrange(never, manifest(tmp_path, axes="MTJC", missing="interpolated"))

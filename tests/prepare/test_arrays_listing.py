@@ -138,8 +138,8 @@ def test_a_sample_without_label_or_subject_is_refused(tmp_path: Path) -> None:
     listing = listed(tmp_path, {"subjects": {"pattern": r"-(\d)"}})
     assert keys(listing) == ["wave-1"]
     assert {key: reason for key, _, reason in listing.refused} == {
-        "sit": "no label: found nothing by [labels]",
-        "sit-x": "no subject: found nothing by [subjects]",
+        "sit": "no label: found nothing by [labels] for 'sit'",
+        "sit-x": "no subject: found nothing by [subjects] for 'sit-x'",
     }
     with pytest.raises(UserError, match=r"no sample can be used[\s\S]*no label"):
         listed(tmp_path, {"labels": {"pattern": r"(\d\d\d)"}})

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -428,3 +429,37 @@ def test_prepares_real_recordings(
         assert (made.card.counts.train.samples, made.card.counts.test.samples) == (1200, 800)
         assert not made.card.counts.rejected
         assert "2,000 of 56,578" in made.card.warnings[0]
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc")
+def test_ctrl_c_while_workers_start_ends_the_run(tmp_path: Path) -> None:
+    place = raw.write_zip(tmp_path / "raw.zip", raw.some_recordings(240, frames=60))
+    command = [sys.executable, "-m", "skelpipe.cli", "prepare", "ntu60", "--raw", str(place),
+               "--out", str(tmp_path / "out"), "--workers", "2"]  # fmt: skip
+    process = subprocess.Popen(
+        command, start_new_session=True, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    deadline = time.monotonic() + 60
+    while len(children(process.pid)) < 2 and time.monotonic() < deadline:
+        time.sleep(0.002)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 75, stderr
+    assert "the same command continues" in stderr
+    assert "Traceback" not in stderr
+
+
+def test_one_damaged_recording_of_many_samples_is_one(tmp_path: Path) -> None:
+    from skelpipe.prepare.synth import write_recordings
+
+    place = tmp_path / "pku.zip"
+    write_recordings("pku1", place, seed=0, classes=4, subjects=7, replications=2, actions=14)
+    with zipfile.ZipFile(place) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    victim = next(name for name in members if "Skeleton" in name)
+    members[victim] = b"1 2 3\n"
+    with zipfile.ZipFile(place, "w") as archive:
+        for name, data in members.items():
+            archive.writestr(name, data)
+    (made,) = prepare("pku1", ["xview"], raw=[place], out=tmp_path / "out", workers=1).sets
+    assert made.card.counts.rejected["wrong number of fields"] > 10
