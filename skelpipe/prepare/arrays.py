@@ -241,9 +241,9 @@ def arrange(
 
 def _interpolate(poses_MTJC: npt.NDArray[np.float64]) -> None:
     """Fill joints that are NaN from the frames of the same body in which they are seen."""
-    lost_MTJ = np.isnan(poses_MTJC).any(axis=3)
+    lost_MTJ: npt.NDArray[np.bool_] = np.any(np.isnan(poses_MTJC), axis=3)
     there_MT: npt.NDArray[np.bool_] = np.any(poses_MTJC != 0, axis=(2, 3))  # true for NaN as well
-    for body, joint in np.argwhere(lost_MTJ.any(axis=1)):
+    for body, joint in np.argwhere(np.any(lost_MTJ, axis=1)):
         lost_T = lost_MTJ[body, :, joint]
         seen = np.flatnonzero(there_MT[body] & ~lost_T)
         if len(seen):
