@@ -101,9 +101,10 @@ def prepare(
     processes are spawned: a script that calls this needs the usual `if __name__ == "__main__"`.
 
     Args:
-        dataset: Name of a data set manifest.
+        dataset: Name of a packaged data set, or the path of a manifest of one's own.
         splits: Names of its splits; none: all of them.
-        raw: Folders, zips, tars or loose files that hold the recordings.
+        raw: Folders, zips, tars or loose files that hold the recordings; none: where the manifest
+            of one's own data says.
         out: Root of the prepared sets.
         pipeline: Name of the pipeline that cleans and normalises; "recordings" keeps whole
             recordings as they are, for detection.
@@ -120,7 +121,7 @@ def prepare(
 
     Raises:
         UserError: an unknown name, no fitting raw data, a set of other raw data in the way, a full
-            disk, more than max(10, 1 %) of a split's samples rejected.
+            disk, more than max(10, 1 %) of a split's recordings rejected.
     """
     manifest = load_dataset(dataset)
     for name in splits:
