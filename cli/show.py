@@ -40,7 +40,10 @@ def show(
     ] = None,
     out: Annotated[
         Path | None,
-        typer.Option(help="The .gif or .html to write. Default: KEY.gif, in this folder."),
+        typer.Option(
+            help="The .gif or .html to write. Default: KEY.gif, in this folder, or KEY.html of a "
+            "recording of more than 1,200 frames."
+        ),
     ] = None,
     pipeline: Annotated[
         str | None,
@@ -76,10 +79,12 @@ def show(
     else:
         raise UserError("there is no such file or folder", file=place)
 
+    from skelpipe.report.gif import LONGEST
     from skelpipe.report.scene import lay_out
 
     suffix = f"-{pipeline}" if pipeline else ""
-    target = out or Path(f"{PurePosixPath(clip.key).name}{suffix}.gif")
+    kind = "gif" if clip.poses_MTJC.shape[1] <= LONGEST else "html"
+    target = out or Path(f"{PurePosixPath(clip.key).name}{suffix}.{kind}")
     if target.suffix.lower() not in (".gif", ".html"):
         raise UserError(
             f"cannot write '{target.suffix or target.name}'", file=target, expected=".gif or .html"

@@ -12,6 +12,7 @@ from skelpipe.cli import main as cli
 from typer.testing import CliRunner
 
 from skelpipe.errors import UserError
+from skelpipe.report import gif
 
 KEY = raw.key()
 
@@ -190,3 +191,9 @@ def test_real_motion(real_data: Path) -> None:
     member = "nturgb+d_skeletons/S002C003P003R001A003.skeleton"
     told = run(f"{real_data / 'odd' / 'odd_ntu.zip'}:{member}", "--out", "odd.html")
     assert told.startswith("30 frames, 4 bodies")
+
+
+def test_a_long_recording_becomes_a_page(own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gif, "LONGEST", 6)
+    assert run(own, "one").strip() == "6 frames, 1 body: one.gif"
+    assert run(own, "two").strip() == "7 frames, 2 bodies: two.html"
