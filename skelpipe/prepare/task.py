@@ -14,6 +14,8 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 from isal import isal_zlib
 
 from skelpipe.errors import UserError
@@ -126,6 +128,8 @@ def write_group(group: Group, job: Job, tick: Callable[[int], None]) -> None:
                 except RejectedError as error:
                     rejected.append((clip.key, unit.source, error.reason))
                     continue
+                if pipeline.up == "z" and _upside_down(poses, job.topology):
+                    odd["turned upside down, as published"] += 1
                 try:
                     payload = payload_bytes(poses, job.precision)
                 except OutOfRangeError as error:
@@ -162,6 +166,14 @@ def write_group(group: Group, job: Job, tick: Callable[[int], None]) -> None:
     task = Task(len(rows), rejected, dict(odd), writer.size, sha256)
     write_whole(job._rows(group), json.dumps(rows).encode())
     write_whole(job.marker(group), json.dumps(asdict(task)).encode())
+
+
+def _upside_down(poses_MTJC: npt.NDArray[np.float32], topology: Topology) -> bool:
+    """Whether agcn's second turn has put a body on its head: one that does not face the sensor."""
+    assert topology.spine is not None, "agcn needs it"
+    lower, upper = topology.spine
+    first = poses_MTJC[0, poses_MTJC[0].any(axis=(1, 2)).argmax()]
+    return bool(first[upper, 2] < first[lower, 2])
 
 
 def _keep_memory() -> None:

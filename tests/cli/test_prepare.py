@@ -138,3 +138,19 @@ def test_int16_refuses_what_it_cannot_hold(tmp_path: Path) -> None:
         run("prepare", "ntu60", "--raw", place, "--out", tmp_path, "--dtype", "int16",
             "--set", "centre=none", "--workers", 1)  # fmt: skip
     assert raw.key(subject=5) in str(caught.value)
+
+
+def test_people_that_agcn_turns_upside_down_are_counted(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    body = raw.joints(rng)
+    body[[0, 1]] = [[0, 0, 3], [0, 0.3, 3]]  # spine base and middle
+    body[[4, 8]] = [[-0.2, 0.5, 3], [0.2, 0.51, 3]]  # left and right shoulder, towards the sensor
+    away = (body - [0, 0, 3]) * [-1, 1, -1] + [0, 0, 3]
+    files = {
+        raw.key(replication=number): raw.skeleton([[(raw.PERSON, pose)]] * 4)
+        for number, pose in enumerate((body, away, away), 1)
+    }
+    place = raw.write_zip(tmp_path / "raw.zip", files)
+    output = run("prepare", "ntu60", "--split", "xsub", "--raw", place, "--out", tmp_path,
+                 "--pipeline", "agcn", "--workers", 1)  # fmt: skip
+    assert "odd, but read: turned upside down, as published: 2" in output
