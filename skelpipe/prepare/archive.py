@@ -59,7 +59,7 @@ class Member:
     @property
     def source(self) -> str:
         """The member's base name, which says nothing about this machine."""
-        return PurePosixPath(self.name).name
+        return self.name.rpartition("/")[2]
 
     def __str__(self) -> str:
         return str(self.file) if self.name == self.file.name else f"{self.file}:{self.name}"
@@ -253,12 +253,15 @@ def _texts(files: Iterable[Path]) -> list[Path]:
 
 def _open(file: Path, inside: bool, others: Counter[str], notes: list[str]) -> Iterator[Member]:
     """The members of one file; ``inside`` a folder, files of other kinds are passed over."""
-    if not file.is_file():  # a pipe, a device, a link to nothing
+    try:
+        status = file.stat()
+    except OSError:  # a link to nothing
+        status = None
+    if status is None or not stat.S_ISREG(status.st_mode):
         yield Member(file, file.name, -1, 0, 0, "plain")
         return
     if _known(file.name) != "other files":
-        size = file.stat().st_size
-        yield Member(file, file.name, 0, size, size, "plain")
+        yield Member(file, file.name, 0, status.st_size, status.st_size, "plain")
         return
     try:
         with file.open("rb") as opened:

@@ -96,11 +96,19 @@ def _interrupts_held() -> Iterator[None]:
 
     One that died of it halfway into its start would leave the run waiting for it.
     """
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    held: list[int] = []
+    here = threading.current_thread() is threading.main_thread()
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # this is what they inherit
+    # Another thread of this process may get it all the same.
+    before = signal.signal(signal.SIGINT, lambda number, _: held.append(number)) if here else None
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        if here:
+            signal.signal(signal.SIGINT, before)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+    if held:
+        raise KeyboardInterrupt
 
 
 _shared: SynchronizedArray[int] | None = None  # a worker process's link to the run, set by _join

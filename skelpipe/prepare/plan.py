@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 
 from skelpipe.manifest import Part
 from skelpipe.shards.card import digest_of
@@ -87,7 +87,11 @@ def make_plan(splits: Iterable[str], units: Sequence[Unit]) -> Plan:
 
 
 def _identity(unit: Unit) -> object:
-    return unit.source, unit.size, [astuple(clip) for clip in unit.clips]
+    clips = [
+        (c.key, c.label, c.subject, c.camera, c.setup, c.replication, c.frames, c.actions)
+        for c in unit.clips
+    ]
+    return unit.source, unit.size, clips
 
 
 def _chunks(units: list[Unit]) -> list[list[Unit]]:
