@@ -49,7 +49,7 @@ def verify(
         skelpipe verify data/shards/ntu60/ctrgcn/xsub
     """
     from skelpipe.errors import UserError
-    from skelpipe.shards.verify import find_folders
+    from skelpipe.shards.verify import find_folders, misplaced
     from skelpipe.shards.verify import verify as check
 
     root = shards or shards_root()
@@ -66,7 +66,7 @@ def verify(
         with _bar(folder) as report:
             faults = check(folder, report, workers)
         if not folders:  # under a root the place says which set it is
-            faults += _misplaced(folder)
+            faults += misplaced(folder)
         seconds = time.perf_counter() - start
         files = [file for file in folder.iterdir() if file.is_file()]
         size = sum(file.stat().st_size for file in files)
@@ -126,20 +126,3 @@ def _remedy(folder: Path) -> str:
         turned = "".join(f" --set {name}={on}" for name, on in card.pipeline.switches.items())
         command = f"skelpipe prepare {names}{turned}{dtype}"
     return f"copy the set again, or make it anew: {command} --raw … --out … --force"
-
-
-def _misplaced(folder: Path) -> list[Fault]:
-    """A whole set that lies where another belongs."""
-    from skelpipe.errors import UserError
-    from skelpipe.shards.card import CARD, read_card
-    from skelpipe.shards.verify import Fault
-
-    try:
-        card = read_card(folder)
-    except UserError:
-        return []
-    suffix = "" if card.precision == "float32" else f"-{card.precision}"
-    expected = (card.dataset, card.pipeline.name + suffix, card.split)
-    if folder.absolute().parts[-3:] == expected:
-        return []
-    return [Fault(CARD, "", "/".join(expected), f"the set of {'/'.join(folder.parts[-3:])}")]

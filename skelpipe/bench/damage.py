@@ -26,6 +26,7 @@ import webdataset
 
 from skelpipe.errors import UserError
 from skelpipe.manifest import load_topology
+from skelpipe.prepare.finish import REJECTED
 from skelpipe.shards.card import (
     CARD,
     Card,
@@ -43,7 +44,6 @@ from skelpipe.shards.tar import BLOCK, PAYLOAD_HEADER, ShardWriter, payload_byte
 from skelpipe.shards.verify import verify
 from skelpipe.stream.source import Resident, select
 
-REJECTED = "rejected.jsonl"
 _CPU = torch.device("cpu")
 
 Files = dict[str, bytes]

@@ -163,3 +163,11 @@ def _product(turn: Floats, xyz_C: Floats) -> Floats:
     """Matrix times vectors, which stand in the first axis of an array of any shape."""
     product: Floats = sum(np.multiply.outer(turn[:, c], xyz_C[c]) for c in range(3))
     return product
+
+
+def upside_down(poses_MTJC: npt.NDArray[np.float32], topology: Topology) -> bool:
+    """Whether the second turn has put body 1 on its head: one that does not face the sensor."""
+    assert topology.spine is not None, "agcn needs it"
+    lower, upper = topology.spine
+    first = poses_MTJC[0, poses_MTJC[0].any(axis=(1, 2)).argmax()]
+    return bool(first[upper, 2] < first[lower, 2])

@@ -110,12 +110,11 @@ class Reader:
         if max(member.size, member.stored) > LARGEST:
             raise RejectedError("too large", found=f"{member.size} bytes", expected=f"≤ {LARGEST}")
         try:
-            if member.packing == "plain":
-                data = self._bytes(member.file, member.offset, member.stored)
-            else:
-                data = self._from_zip(member)
+            data = self._bytes(member.file, self.start_of(member), member.stored)
         except OSError as error:
             raise UserError("the raw data cannot be read", file=member.file, found=error) from error
+        if member.packing == "zip-deflated":
+            data = inflated(data, member.size + 1)
         if len(data) != member.size:
             raise RejectedError(
                 "damaged archive member", found=f"{len(data)} bytes", expected=str(member.size)
@@ -124,19 +123,21 @@ class Reader:
             raise RejectedError("damaged archive member", found="another CRC-32")
         return data
 
-    def _from_zip(self, member: Member) -> bytes:
+    def start_of(self, member: Member) -> int:
+        """Where the bytes of a member begin in its file, packed or not.
+
+        Raises:
+            RejectedError: there is no member of a zip.
+            OSError: the file cannot be read.
+        """
+        if member.packing == "plain":
+            return member.offset
         # The central directory, read once, gave the place; the local header differs in length.
         local = self._bytes(member.file, member.offset, 30)
         if len(local) < 30 or local[:4] != b"PK\x03\x04":
             raise RejectedError("damaged archive member", found="no zip header")
         names = int.from_bytes(local[26:28], "little") + int.from_bytes(local[28:30], "little")
-        data = self._bytes(member.file, member.offset + 30 + names, member.stored)
-        if member.packing == "zip-stored":
-            return data
-        try:
-            return bytes(isal_zlib.decompressobj(-15).decompress(data, member.size + 1))
-        except isal_zlib.error as error:  # type: ignore[misc]  # typed as an instance
-            raise RejectedError("damaged archive member", found=str(error)) from error
+        return member.offset + 30 + names
 
     def _bytes(self, file: Path, offset: int, size: int) -> bytes:
         if file != self._file:
@@ -152,6 +153,24 @@ class Reader:
         if self._file is not None:
             os.close(self._descriptor)
             self._file = None
+
+
+def loose(file: Path) -> Member:
+    """A file that is no archive, as the one member of itself."""
+    size = file.stat().st_size
+    return Member(file, file.name, 0, size, size, "plain")
+
+
+def inflated(data: bytes, most: int) -> bytes:
+    """The first bytes, ``most`` of them, of what a zip has deflated.
+
+    Raises:
+        RejectedError: it is damaged.
+    """
+    try:
+        return bytes(isal_zlib.decompressobj(-15).decompress(data, most))
+    except isal_zlib.error as error:  # type: ignore[misc]  # typed as an instance
+        raise RejectedError("damaged archive member", found=str(error)) from error
 
 
 def find_recordings(

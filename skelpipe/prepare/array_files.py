@@ -11,7 +11,7 @@ from skelpipe.errors import UserError
 from skelpipe.manifest import ArrayDataset
 
 from . import array_texts, columnar, hdf5
-from .archive import LARGEST, Member, Reader, find_recordings
+from .archive import LARGEST, Member, Reader, find_recordings, loose
 from .array_samples import TEXTS, Found, check_known, stacked, text_of
 from .array_texts import parse_json, under
 from .arrays import Piece, apart, start_of, unpacked
@@ -104,7 +104,7 @@ def _samples(
     source = dataset.source
     size = file.stat().st_size
     seconds = _SECONDS + size / _RATE
-    whole = Member(file, file.name, 0, size, size, "plain")
+    whole = loose(file)
     match source.layout:
         case "hdf5":
             for found in apart(seconds, hdf5.scan, file, source, columns):

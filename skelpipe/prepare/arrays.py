@@ -18,7 +18,7 @@ from skelpipe.errors import UserError
 from skelpipe.manifest import ArrayDataset, ArraySource, load_topology
 
 from . import columnar, hdf5
-from .archive import LARGEST, Member, Reader
+from .archive import LARGEST, Member, Reader, inflated
 from .array_texts import as_array, parse_csv, parse_json, under
 from .child import Child, DiedError
 from .npy import Header, parse_npy
@@ -140,24 +140,15 @@ def unpacked(member: Member, most: int) -> bytes:
         with member.file.open("rb") as opened:
             opened.seek(start_of(member))
             data = opened.read(min(member.stored, most + 1024 if deflated else most))
-        return bytes(isal_zlib.decompressobj(-15).decompress(data, most)) if deflated else data
-    except isal_zlib.error as error:  # type: ignore[misc]  # typed as an instance
-        raise RejectedError("damaged archive member", found=str(error)) from error
     except OSError as error:
         raise UserError("the raw data cannot be read", file=member.file, found=error) from error
+    return inflated(data, most) if deflated else data
 
 
 def start_of(member: Member) -> int:
     """Where the bytes of a member begin in its file."""
-    if member.packing == "plain":
-        return member.offset
-    with member.file.open("rb") as opened:
-        opened.seek(member.offset)
-        local = opened.read(30)
-    if len(local) < 30 or local[:4] != b"PK\x03\x04":
-        raise RejectedError("damaged archive member", found="no zip header")
-    names = int.from_bytes(local[26:28], "little") + int.from_bytes(local[28:30], "little")
-    return member.offset + 30 + names
+    with Reader() as reader:
+        return reader.start_of(member)
 
 
 _child = Child()

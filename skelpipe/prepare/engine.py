@@ -21,7 +21,7 @@ from typing import Literal
 
 from skelpipe.errors import UserError
 from skelpipe.manifest import load_dataset, topology_of
-from skelpipe.shards.card import Card, Precision, digest_of
+from skelpipe.shards.card import Card, Precision, digest_of, place_of
 
 from .cluster import run_on_dask
 from .files import leftovers
@@ -156,7 +156,7 @@ def prepare(
                 remedy="choose another --split, or look whether this is the whole archive",
             )
     material = Raw(manifest, chosen, settled, precision, listing)
-    home = Path(out) / manifest.name / (pipeline if precision == "float32" else f"{pipeline}-int16")
+    home = Path(out) / place_of(manifest.name, pipeline, precision)
     cards = {}
     for name in names:
         check_replaceable(home / name)

@@ -12,10 +12,10 @@ from skelpipe.manifest import Part, PkuDataset
 from skelpipe.shards.card import Source, digest_of
 
 from . import pku
-from .archive import Found, Member, Reader, find_recordings
+from .archive import Found, Member, Reader, find_recordings, loose
 from .listing import Action, Listing, Row, Unit
 from .pku_clips import Cutting
-from .pku_lists import SplitList, as_member, find_lists, phase_of
+from .pku_lists import SplitList, find_lists, phase_of
 from .recording import RejectedError
 
 SWITCHES = {"reversed": ("swapped", "as_published")}
@@ -103,18 +103,18 @@ def _find(
             return f"{_LIST}/{member}/"
         return f"{_kind(member, reader)}/"
 
-    loose = [path for path in raw if is_list.fullmatch(path.name) and path.is_file()]
+    alone = [path for path in raw if is_list.fullmatch(path.name) and path.is_file()]
     found = find_recordings(
-        [path for path in raw if path not in loose],
+        [path for path in raw if path not in alone],
         re.compile(rf"((?:{pku.RECORDING})\.txt|(?i:{list_name}))", re.ASCII),
         dataset.title,
         kind,
     )
     beside = dict.fromkeys(
-        [*loose, *(file for file in found.texts if is_list.fullmatch(file.name))]
+        [*alone, *(file for file in found.texts if is_list.fullmatch(file.name))]
     )
     inside = [member for key, member in found.recordings.items() if key.startswith(f"{_LIST}/")]
-    return found, (*map(as_member, beside), *inside)
+    return found, (*map(loose, beside), *inside)
 
 
 def _kind(member: Member, reader: Reader) -> str:
@@ -130,8 +130,8 @@ def _kind(member: Member, reader: Reader) -> str:
         return _LABELS
     if numbers == pku.FIELDS:
         return _SKELETONS
-    loose = member.name == member.file.name
-    folder = member.file.parent.name if loose else PurePosixPath(member.name).parent.name
+    alone = member.name == member.file.name
+    folder = member.file.parent.name if alone else PurePosixPath(member.name).parent.name
     return _LABELS if "label" in folder.lower() else _SKELETONS
 
 

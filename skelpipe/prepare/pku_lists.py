@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from skelpipe.errors import UserError
 from skelpipe.manifest import Dataset, ListedSplit, Part, PkuDataset, load_dataset, manifest_names
@@ -71,12 +70,6 @@ def find_lists(candidates: Sequence[Member], dataset: PkuDataset, reader: Reader
 def phase_of(recording: str) -> str:
     """Title of the data set that has recordings of such names; empty where none has."""
     return next((d.title for d in _phases() if re.fullmatch(d.names, recording, re.A)), "")
-
-
-def as_member(file: Path) -> Member:
-    """A loose file."""
-    size = file.stat().st_size
-    return Member(file, file.name, 0, size, size, "plain")
 
 
 def _phases() -> Iterable[PkuDataset]:

@@ -21,7 +21,7 @@ from skelpipe.errors import UserError
 from skelpipe.manifest import NtuDataset, Part, PkuDataset
 
 from .agcn import LONGEST
-from .archive import Member, Reader
+from .archive import Member, Reader, loose
 from .child import run_limited
 from .npy import HEAD, Header, parse_header, parse_npy
 from .published import BODIES, JOINTS, Block, Layout
@@ -171,7 +171,7 @@ def _ctrgcn(files: Sequence[Path], dataset: Dataset, reader: Reader) -> Iterator
 def _agcn(joints: Path, reader: Reader) -> Iterator[Sample]:
     match = _JOINT_FILE.fullmatch(joints.name)
     assert match is not None
-    member = _loose(joints)
+    member = loose(joints)
     header = _header(member)
     expected = f"(samples, 3, frames, {JOINTS}, {BODIES}) of floats"
     _check_axes(member, header, (None, 3, None, JOINTS, BODIES), expected)
@@ -268,7 +268,7 @@ def _beside(joints: Path) -> list[Path]:
 def _arrays(files: Sequence[Path]) -> dict[str, Member]:
     """The members of an npz, or loose files, by name."""
     if not any(_is_zip(file) for file in files):
-        return {file.name: _loose(file) for file in files}
+        return {file.name: loose(file) for file in files}
     (file,) = _only(files)
     found = {}
     try:
@@ -313,11 +313,6 @@ def _only(files: Sequence[Path]) -> Sequence[Path]:
     return files
 
 
-def _loose(file: Path) -> Member:
-    size = file.stat().st_size
-    return Member(file, file.name, 0, size, size, "plain")
-
-
 def _plain(member: Member) -> Member:
     """A stored member of a zip as so many bytes of the file."""
     if member.packing == "plain":
@@ -330,13 +325,13 @@ def _plain(member: Member) -> Member:
             remedy=f"unpack it (mkdir arrays; unzip {member.file.name} -d arrays) and name the "
             "folder with --raw",
         )
-    with member.file.open("rb") as opened:
-        opened.seek(member.offset)
-        local = opened.read(30)
-    if local[:4] != _ZIP or len(local) < 30 or member.stored != member.size:
+    try:
+        with Reader() as reader:
+            start = reader.start_of(member)
+    except RejectedError as error:
+        raise _damaged(member.file, member.source, "no zip header") from error
+    if member.stored != member.size:
         raise _damaged(member.file, member.source, "no zip header")
-    names = int.from_bytes(local[26:28], "little") + int.from_bytes(local[28:30], "little")
-    start = member.offset + 30 + names
     return Member(member.file, member.name, start, member.size, member.size, "plain")
 
 
@@ -401,7 +396,7 @@ def _small(member: Member, reader: Reader) -> npt.NDArray[Any]:
 
 def _lengths(file: Path, reader: Reader) -> list[int]:
     if file.suffix == ".npy":
-        return _whole(_small(_loose(file), reader), file)
+        return _whole(_small(loose(file), reader), file)
     return run_limited(_counts, file, file=file)
 
 

@@ -14,8 +14,6 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 from isal import isal_zlib
 
 from skelpipe.errors import UserError
@@ -24,6 +22,7 @@ from skelpipe.shards.card import Precision
 from skelpipe.shards.tar import OutOfRangeError, ShardWriter, payload_bytes
 from skelpipe.skeleton import Topology
 
+from .agcn import upside_down
 from .archive import Reader
 from .files import into_place, new_name, write_whole
 from .formats import read
@@ -128,7 +127,7 @@ def write_group(group: Group, job: Job, tick: Callable[[int], None]) -> None:
                 except RejectedError as error:
                     rejected.append((clip.key, unit.source, error.reason))
                     continue
-                if pipeline.up == "z" and _upside_down(poses, job.topology):
+                if pipeline.up == "z" and upside_down(poses, job.topology):
                     odd["turned upside down, as published"] += 1
                 try:
                     payload = payload_bytes(poses, job.precision)
@@ -166,14 +165,6 @@ def write_group(group: Group, job: Job, tick: Callable[[int], None]) -> None:
     task = Task(len(rows), rejected, dict(odd), writer.size, sha256)
     write_whole(job._rows(group), json.dumps(rows).encode())
     write_whole(job.marker(group), json.dumps(asdict(task)).encode())
-
-
-def _upside_down(poses_MTJC: npt.NDArray[np.float32], topology: Topology) -> bool:
-    """Whether agcn's second turn has put a body on its head: one that does not face the sensor."""
-    assert topology.spine is not None, "agcn needs it"
-    lower, upper = topology.spine
-    first = poses_MTJC[0, poses_MTJC[0].any(axis=(1, 2)).argmax()]
-    return bool(first[upper, 2] < first[lower, 2])
 
 
 def _keep_memory() -> None:

@@ -210,6 +210,11 @@ def read_fitting_card(folder: Path, pipeline: str) -> Card:
     return card
 
 
+def place_of(dataset: str, pipeline: str, precision: Precision) -> Path:
+    """Where the splits of a prepared data set lie, below a shards root."""
+    return Path(dataset) / (pipeline if precision == "float32" else f"{pipeline}-{precision}")
+
+
 def made_from(card: Card) -> str:
     """What `skelpipe prepare` is given to make such a set."""
     return f"{card.dataset}.toml" if card.source.layout.startswith("arrays") else card.dataset

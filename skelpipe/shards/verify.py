@@ -25,7 +25,7 @@ import pyarrow.compute as pc
 
 from skelpipe.errors import UserError
 
-from .card import CARD, Card, FileStamp, card_bytes, digest_of, read_card
+from .card import CARD, Card, FileStamp, card_bytes, digest_of, place_of, read_card
 from .index import INDEX, parse_index, tally
 from .tar import BLOCK, ITEM, PAYLOAD_HEADER, member_header, payload_header
 
@@ -117,6 +117,18 @@ def verify(
     if table is not None and not faults:
         faults += _sums(table, payloads, card)
     return faults
+
+
+def misplaced(folder: Path) -> list[Fault]:
+    """The fault of a set under a shards root that lies where another belongs; see `place_of`."""
+    try:
+        card = read_card(folder)
+    except UserError:
+        return []  # which `verify` tells
+    belongs = place_of(card.dataset, card.pipeline.name, card.precision) / card.split
+    if folder.absolute().parts[-3:] == belongs.parts:
+        return []
+    return [Fault(CARD, "", str(belongs), f"the set of {'/'.join(folder.parts[-3:])}")]
 
 
 def _remains(folder: Path) -> bool:
