@@ -62,10 +62,27 @@ class Augment(Settings):
     tilt: float = Field(30.0, description="degrees about the other axes")
     scale: Range = (0.85, 1.15)
     symmetric: bool = Field(False, description="one scale for a left part and its right one (S22)")
+    rotation: Literal["skeleton", "axis", "none"] = Field(
+        "skeleton", description="axis: the limited one of Table 7, 30 degrees about one axis (S39)"
+    )
+    mirroring: Literal["skeleton", "index", "none"] = Field(
+        "skeleton", description="index: the limited one, left and right exchanged by name alone"
+    )
+    scaling: Literal["bone", "axes", "none"] = Field(
+        "bone", description="axes: the limited one, each coordinate by a factor in 1 +- 0.2"
+    )
+
+
+MaskKind = Literal["tube", "motion", "none"]
 
 
 class Mask(Settings):
-    """Semantic tube masking (SLiM, Algorithm 1)."""
+    """Semantic tube masking (SLiM, Algorithm 1), and the masks it is compared with."""
+
+    global_kind: MaskKind = Field(
+        "tube", description="motion: the limited one of Table 6, MAMP's independent joints (S39)"
+    )
+    local_kind: MaskKind = "tube"
 
     ratio: Range = (0.5, 0.9)
     min_area: int = Field(8, ge=1)
@@ -102,6 +119,9 @@ class Loss(Settings):
     contrast_weight: float = Field(1.0, ge=0, description="lambda of Eq. 7")
     mask_weight: float = Field(1.0, ge=0, description="of masked feature modelling")
     koleo_weight: float = Field(0.1, ge=0)
+    koleo_scope: Literal["global", "local"] = Field(
+        "global", description="whose neighbours: of the global batch, or of what a device holds"
+    )
     student_temperature: float = Field(0.1, gt=0)
     teacher_temperature: FromTo = (0.04, 0.07)
     teacher_warmup: float = Field(30 / 150, ge=0, le=1, description="share of the run")
@@ -128,8 +148,14 @@ class Train(Settings):
 
     epochs: int = Field(150, ge=1)
     batch: int = Field(768, ge=1, description="global batch")
-    precision: Literal["float32", "bf16"] = "float32"
+    micro_batch: int = Field(0, ge=0, description="samples at once on a device; 0: what fits")
+    tail: Literal["drop", "carry"] = Field(
+        "drop", description="samples beyond an epoch's last full batch; carry: they open the next"
+    )
+    precision: Literal["float32", "bf16", "float64"] = "float32"
+    compile: bool = Field(False, description="torch.compile the encoder")
     source: Literal["resident", "mapped"] = "resident"
+    workers: int = Field(0, ge=0, description="threads that read ahead; a resident set needs none")
     keep: int = Field(2, ge=1, description="checkpoints kept")
     checkpoint_every: int = Field(10, ge=1, description="epochs between checkpoints")
 

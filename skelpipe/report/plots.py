@@ -20,7 +20,7 @@ from skelpipe.skeleton import Topology
 from .colours import COLOURS, GREY, colour
 
 if TYPE_CHECKING:
-    from skelpipe.methods.slim import ViewGroup
+    from skelpipe.methods.slim_views import ViewGroup
 
 Floats = npt.NDArray[np.float32]
 

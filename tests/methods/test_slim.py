@@ -12,7 +12,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from skelpipe.config import Recipe
-from skelpipe.methods.slim import SLiM, ViewGroup, chance_loss
+from skelpipe.methods.slim import SLiM, chance_loss
+from skelpipe.methods.slim_views import ViewGroup
 from skelpipe.models.heads import PrototypeHead
 from skelpipe.optim import build_optimiser, set_rates
 from skelpipe.stream.source import Batch
