@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from skelpipe import distributed
 from skelpipe.checkpoint import (
     Run,
     complete_checkpoints,
@@ -139,16 +140,16 @@ def train(
             began = time.perf_counter()
             epoch, epoch_step = loader.epoch, loader.step
             batch = next(loader)
+            optimiser.zero_grad(set_to_none=True)
             with torch.autocast(device.type, dtype=precision, enabled=precision is not None):
-                losses = method.losses(batch, step / total)
+                losses = method.learn([batch], step / total)
+            distributed.sum_gradients(method.student)
             names = list(losses)
             values = dict(zip(names, torch.stack([losses[n] for n in names]).tolist(), strict=True))
             if not math.isfinite(values["loss"]):
                 raise _not_finite(values, step, loader.keys(epoch, epoch_step))
 
             lr = set_rates(optimiser, recipe, step / total)
-            optimiser.zero_grad(set_to_none=True)
-            losses["loss"].backward()
             norms = clip_gradients(method.student, recipe.optim.clip)
             if not all(math.isfinite(norm) for norm in norms.values()):
                 raise _not_finite(norms, step, loader.keys(epoch, epoch_step))

@@ -1,24 +1,30 @@
 """SLiM (arXiv 2603.10648): decoder-free masked feature modelling and global-local contrast.
 
-A batch goes in, named losses come out. Letters: N samples, B bodies of all samples, W frames of a
-view, J joints, S temporal tokens, D features, K prototypes. "Rows" are (body, view) pairs in which
-the body is present; every loss is averaged over a sample's bodies, then over samples (S8).
+Micro-batches go in, gradients and named losses come out. Letters: N samples, B bodies of all
+samples, W frames of a view, J joints, S temporal tokens, D features, K prototypes. "Rows" are
+(body, view) pairs in which the body is present; every loss is averaged over a sample's bodies, then
+over samples (S8).
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from copy import deepcopy
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from skelpipe import distributed
 from skelpipe.config import Recipe
 from skelpipe.methods import prototypes
+from skelpipe.methods.groups import mean_weights
+from skelpipe.methods.koleo import koleo_gradient
 from skelpipe.methods.momentum import update_teacher
 from skelpipe.methods.slim_views import ViewGroup, draw_views
 from skelpipe.models.heads import PrototypeHead
-from skelpipe.models.vit import SkeletonViT
+from skelpipe.models.vit import SkeletonViT, Tokens
 from skelpipe.optim import cosine
 from skelpipe.skeleton import Topology
 from skelpipe.stream.source import Batch
@@ -34,6 +40,48 @@ class Network(nn.Module):
         self.encoder = SkeletonViT(len(topology.joints), **recipe.encoder.model_dump())
         self.class_head = PrototypeHead(recipe.encoder.dim, **recipe.head.model_dump())
         self.patch_head = PrototypeHead(recipe.encoder.dim, **recipe.head.model_dump())
+
+
+@dataclass(frozen=True)
+class Part:
+    """The views of a micro-batch, and how its terms enter the means over the global batch.
+
+    Attributes:
+        globals_, locals_: Of `draw_views`.
+        sample_B: Number of the sample of each row of the globals, the same on all ranks.
+        token_weight_T: Of each masked token of the globals: means over a view's tokens, then over
+            a sample's bodies.
+        student_P, teacher_P: Pairs of class tokens to compare: rows of the student's (globals, then
+            locals) and of the teacher's globals.
+        pair_weight_P: Of each pair: means over a sample's bodies.
+        groups: How many views of samples have masked tokens, and how many have pairs.
+    """
+
+    globals_: ViewGroup
+    locals_: list[ViewGroup]
+    sample_B: Tensor
+    token_weight_T: Tensor
+    student_P: Tensor
+    teacher_P: Tensor
+    pair_weight_P: Tensor
+    groups: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Taught:
+    """What the teacher says of one kind of token: `prototypes.targets` of these.
+
+    Attributes:
+        rows: Bottleneck vectors, one tensor for each micro-batch.
+        directions_KP: Prototypes.
+        log_scaling_K: Of Sinkhorn-Knopp over the global batch.
+        temperature: Of the targets.
+    """
+
+    rows: tuple[Tensor, ...]
+    directions_KP: Tensor
+    log_scaling_K: Tensor
+    temperature: float
 
 
 class SLiM(nn.Module):
@@ -57,110 +105,90 @@ class SLiM(nn.Module):
         share = self.recipe.loss.teacher_warmup
         return last if progress >= share else first + (last - first) * progress / share
 
-    def losses(self, batch: Batch, progress: float) -> dict[str, Tensor]:
-        """The objective of a batch and its parts.
+    def learn(self, batches: Sequence[Batch], progress: float) -> dict[str, Tensor]:
+        """Add the gradient of a global batch's objective to the student's, and tell its losses.
+
+        The batches are this rank's part of the global batch, in micro-batches. However it is
+        divided, the losses are the same and the gradients add up to the same over the ranks: all
+        views are drawn and the teacher sees them before the student learns, so that its targets,
+        KoLeo's neighbours and the numbers that means divide by are of the global batch.
 
         Args:
-            batch: N samples with the keys of their draws.
+            batches: Micro-batches with the keys of their draws.
             progress: Share of the run done, in [0, 1].
 
         Returns:
-            "loss" (Eq. 7 and KoLeo, to be minimised), "mfm" (Eq. 4), "glcl" (Eq. 6), "koleo", and
-            without gradient "class_entropy", "patch_entropy" (of the teacher's targets, nats) and
-            "class_spread" (entropy of their mean; ln K when all prototypes are used alike).
+            "loss" (Eq. 7 and KoLeo, to be minimised) and its terms, of the global batch: "mfm"
+            (Eq. 4), "glcl" (Eq. 6), "koleo"; and in nats "class_entropy" and "patch_entropy" of
+            the teacher's targets (the latter of a chunk of masked tokens a micro-batch) and
+            "class_spread" (entropy of the class targets' mean; ln K when all prototypes are used
+            alike). What belongs to a term of weight 0 is left out.
         """
         settings = self.recipe.loss
+        device = batches[0].key_N.device
         with torch.no_grad():
-            with torch.autocast(batch.key_N.device.type, enabled=False):  # metres stay float32
-                bodies, globals_, locals_ = self.views(batch)
-            targets_class, targets_patch = self._teach(globals_, self.teacher_temperature(progress))
+            with torch.autocast(device.type, enabled=False):  # metres stay float32
+                parts = [self._part(batch) for batch in batches]
+            classes, patches = self._teach(parts, self.teacher_temperature(progress))
+            counts = torch.tensor([part.groups for part in parts], device=device).sum(0)
+            mask_groups, pair_groups = distributed.sum_over_ranks(counts).clamp(min=1)
 
-        # Student: both globals masked (S37), and for the class token too unless asked (S9).
-        tokens = self.student.encoder(globals_.x_BWJC, globals_.mask_BSJ)
-        student_patch = self.student.patch_head(tokens.patch_BSJD[globals_.mask_BSJ])
-        global_class = tokens.class_BD
-        if settings.clean_pass:
-            global_class = self.student.encoder(globals_.x_BWJC).class_BD
-        local_class = [
-            self.student.encoder(group.x_BWJC, group.mask_BSJ).class_BD for group in locals_
-        ]
-        student_class = self.student.class_head(torch.cat([global_class, *local_class]))
-
-        mfm = self._masked_modelling(targets_patch, student_patch, globals_, bodies)
-        glcl = self._contrast(targets_class, student_class, globals_, locals_, bodies)
-        # S23: on the student's global class tokens before the head, each view by itself.
-        koleo = torch.stack(
-            [
-                prototypes.koleo(
-                    global_class[globals_.view_B == view],
-                    bodies.sample_B[globals_.body_B[globals_.view_B == view]],
+        ahead = self._koleo_ahead(parts)
+        sums: dict[str, Tensor] = {}
+        for number, part in enumerate(parts):
+            tokens, class_BD = self._see(part.globals_)
+            terms: dict[str, Tensor] = {}
+            if patches is not None:
+                terms["mfm"] = self._match(
+                    self.student.patch_head,
+                    tokens.patch_BSJD[part.globals_.mask_BSJ],
+                    patches,
+                    patches.rows[number],
+                    part.token_weight_T / mask_groups,
                 )
-                for view in (0, 1)
-            ]
-        ).sum()
-        loss = (
-            settings.mask_weight * mfm
-            + settings.contrast_weight * glcl
-            + settings.koleo_weight * koleo
-        )
-        with torch.no_grad():
-            class_entropy, class_spread = prototypes.target_entropy(targets_class)
-            patch_entropy, _ = prototypes.target_entropy(targets_patch)
-        return {
-            "loss": loss,
-            "mfm": mfm,
-            "glcl": glcl,
-            "koleo": koleo,
-            "class_entropy": class_entropy,
-            "class_spread": class_spread,
-            "patch_entropy": patch_entropy,
-        }
+            if classes is not None:
+                local_BD = [self.student.encoder(v.x_BWJC, v.mask_BSJ)[0] for v in part.locals_]
+                terms["glcl"] = self._match(
+                    self.student.class_head,
+                    torch.cat([class_BD, *local_BD])[part.student_P],
+                    classes,
+                    classes.rows[number][part.teacher_P],
+                    part.pair_weight_P / pair_groups,
+                )
+            loss = sum(
+                (weight * terms[name] for name, weight in self._weights().items() if name in terms),
+                start=class_BD.new_zeros(()),
+            )
+            if settings.koleo_weight:
+                value, pull_BD = ahead[number] if ahead else self._koleo(part, class_BD, len(parts))
+                loss = loss + settings.koleo_weight * (class_BD * pull_BD).sum()
+                terms["koleo"] = value
+            loss.backward()
+            for name, term in terms.items():
+                sums[name] = sums.get(name, 0) + term.detach().double()
+        return self._told(sums, classes, patches)
 
     def views(self, batch: Batch) -> tuple[Bodies, ViewGroup, list[ViewGroup]]:
         """All views of a batch, of `slim_views.draw_views`."""
         return draw_views(batch, self.recipe, self.topology, self._subsets)
 
-    def _teach(self, globals_: ViewGroup, temperature: float) -> tuple[Tensor, Tensor]:
-        """Targets from the unmasked globals: of class tokens (rows, K), of masked tokens (., K).
+    def _weights(self) -> dict[str, float]:
+        settings = self.recipe.loss
+        return {
+            "mfm": settings.mask_weight,
+            "glcl": settings.contrast_weight,
+            "koleo": settings.koleo_weight,
+        }
 
-        Sinkhorn-Knopp runs over both globals jointly, for class tokens and for masked tokens.
-        """
-        tokens = self.teacher.encoder(globals_.x_BWJC)
-        iterations = self.recipe.loss.sinkhorn_iterations
+    def _part(self, batch: Batch) -> Part:
+        """Draw the views of a micro-batch, and weigh what will be compared in them."""
+        bodies, globals_, locals_ = self.views(batch)
+        sample_B = bodies.sample_B[globals_.body_B]
+        masked_B = globals_.mask_BSJ.flatten(1).sum(1)
+        learns = masked_B > 0
+        weight_B, mask_groups = mean_weights((sample_B * 2 + globals_.view_B)[learns])
+        token_weight_T = (weight_B / masked_B[learns]).repeat_interleave(masked_B[learns])
 
-        def assign(head: PrototypeHead, x_ND: Tensor) -> Tensor:
-            logits = head(x_ND) @ head.directions().T
-            return prototypes.sinkhorn_knopp(logits, temperature, iterations)
-
-        return (
-            assign(self.teacher.class_head, tokens.class_BD),
-            assign(self.teacher.patch_head, tokens.patch_BSJD[globals_.mask_BSJ]),
-        )
-
-    def _masked_modelling(
-        self, target_NK: Tensor, student_NP: Tensor, globals_: ViewGroup, bodies: Bodies
-    ) -> Tensor:
-        """Eq. 4, averaged over a view's masked tokens, then bodies, views and samples (S10)."""
-        terms = prototypes.cross_entropy(
-            target_NK,
-            student_NP,
-            self.student.patch_head.directions(),
-            self.recipe.loss.student_temperature,
-        )
-        mask = globals_.mask_BSJ.flatten(1)
-        per_row = torch.zeros(mask.shape, device=terms.device).masked_scatter(mask, terms).sum(1)
-        sample = bodies.sample_B[globals_.body_B]
-        return prototypes.mean_over_groups(per_row / mask.sum(1), sample * 2 + globals_.view_B)
-
-    def _contrast(
-        self,
-        target_NK: Tensor,
-        student_NP: Tensor,
-        globals_: ViewGroup,
-        locals_: list[ViewGroup],
-        bodies: Bodies,
-    ) -> Tensor:
-        """Eq. 6, averaged over its pairs (S10): an anchor with the other global and its locals."""
         body = torch.cat([globals_.body_B, *(group.body_B for group in locals_)])
         view = torch.cat([globals_.view_B, *(group.view_B for group in locals_)])
         # A global view is compared with the teacher's other global view.
@@ -169,16 +197,142 @@ class SLiM(nn.Module):
         place[globals_.body_B, globals_.view_B] = torch.arange(
             len(globals_.body_B), device=body.device
         )
-        teacher_row = place[body, anchor]
-        both = teacher_row >= 0  # the body is present in the anchor too
-        terms = prototypes.cross_entropy(
-            target_NK[teacher_row[both]],
-            student_NP[both],
-            self.student.class_head.directions(),
-            self.recipe.loss.student_temperature,
+        teacher = place[body, anchor]
+        student_P = (teacher >= 0).nonzero().squeeze(1)  # the body is in the anchor too
+        views = 2 + sum(len(group.view_B.unique()) for group in locals_)
+        pair_weight_P, pair_groups = mean_weights(
+            bodies.sample_B[body[student_P]] * views + view[student_P]
         )
-        views = int(view.max()) + 1
-        return prototypes.mean_over_groups(terms, bodies.sample_B[body[both]] * views + view[both])
+        return Part(
+            globals_=globals_,
+            locals_=locals_,
+            sample_B=batch.row_N[sample_B],
+            token_weight_T=token_weight_T,
+            student_P=student_P,
+            teacher_P=teacher[student_P],
+            pair_weight_P=pair_weight_P,
+            groups=(mask_groups, pair_groups),
+        )
+
+    def _teach(
+        self, parts: Sequence[Part], temperature: float
+    ) -> tuple[Taught | None, Taught | None]:
+        """Targets from the unmasked globals: of class tokens, and of masked tokens.
+
+        Sinkhorn-Knopp runs over both globals jointly, for class tokens and for masked tokens.
+        """
+        settings = self.recipe.loss
+        rows: dict[str, list[Tensor]] = {"class": [], "patch": []}
+        for part in parts:
+            tokens = self.teacher.encoder(part.globals_.x_BWJC)
+            if settings.contrast_weight:
+                rows["class"].append(self.teacher.class_head(tokens.class_BD))
+            if settings.mask_weight:
+                masked_TD = tokens.patch_BSJD[part.globals_.mask_BSJ]
+                rows["patch"].append(self.teacher.patch_head(masked_TD))
+
+        def assign(head: PrototypeHead, parts: list[Tensor]) -> Taught | None:
+            if not parts:
+                return None
+            directions_KP = head.directions()
+            log_scaling_K = prototypes.log_column_scaling(
+                torch.cat(parts), directions_KP, temperature, settings.sinkhorn_iterations
+            )
+            return Taught(tuple(parts), directions_KP, log_scaling_K, temperature)
+
+        return (
+            assign(self.teacher.class_head, rows["class"]),
+            assign(self.teacher.patch_head, rows["patch"]),
+        )
+
+    def _see(self, globals_: ViewGroup) -> tuple[Tokens, Tensor]:
+        """The student's tokens of the masked globals (S37), and its class tokens of them.
+
+        The latter are of the masked pass too, unless a clean one is asked for (S9).
+        """
+        tokens = self.student.encoder(globals_.x_BWJC, globals_.mask_BSJ)
+        if self.recipe.loss.clean_pass:
+            return tokens, self.student.encoder(globals_.x_BWJC).class_BD
+        return tokens, tokens.class_BD
+
+    def _match(
+        self,
+        head: PrototypeHead,
+        tokens_ND: Tensor,
+        taught: Taught,
+        teacher_NP: Tensor,
+        weight_N: Tensor,
+    ) -> Tensor:
+        """Cross-entropy of the student's tokens against the teacher's targets for them."""
+        return prototypes.cross_entropy(
+            head(tokens_ND),
+            head.directions(),
+            teacher_NP,
+            taught.directions_KP,
+            taught.log_scaling_K,
+            weight_N,
+            student_temperature=self.recipe.loss.student_temperature,
+            teacher_temperature=taught.temperature,
+        )
+
+    def _koleo_ahead(self, parts: Sequence[Part]) -> list[tuple[Tensor, Tensor]] | None:
+        """KoLeo's share and gradient of each micro-batch where one alone does not tell them.
+
+        The neighbours may be in another micro-batch, so one more pass of the globals finds them.
+        """
+        settings = self.recipe.loss
+        if not settings.koleo_weight or settings.koleo_scope == "local" or len(parts) == 1:
+            return None
+        with torch.no_grad():
+            features = [self._see(part.globals_)[1] for part in parts]
+        value, pull_BD = koleo_gradient(
+            torch.cat(features),
+            torch.cat([part.sample_B for part in parts]),
+            torch.cat([part.globals_.view_B for part in parts]),
+            gather=True,
+        )
+        share = value / len(parts) / distributed.world()
+        return [(share, pull) for pull in pull_BD.split([len(rows) for rows in features])]
+
+    def _koleo(self, part: Part, class_BD: Tensor, parts: int) -> tuple[Tensor, Tensor]:
+        """KoLeo's share and gradient of a micro-batch with neighbours in it and on other ranks."""
+        alone = self.recipe.loss.koleo_scope == "local"
+        value, pull_BD = koleo_gradient(
+            class_BD, part.sample_B, part.globals_.view_B, gather=not alone
+        )
+        if alone:
+            pull_BD = pull_BD / (parts * distributed.world())
+        return value / parts / distributed.world(), pull_BD
+
+    @torch.no_grad()
+    def _told(
+        self, sums: dict[str, Tensor], classes: Taught | None, patches: Taught | None
+    ) -> dict[str, Tensor]:
+        """Losses over all ranks, and what the targets are like."""
+        names = list(sums)
+        values = distributed.sum_over_ranks(torch.stack([sums[name] for name in names]))
+        told = dict(zip(names, values, strict=True))
+        weights = self._weights()
+        told = {"loss": torch.stack([weights[name] * told[name] for name in names]).sum(), **told}
+        if classes is not None:
+            told["class_entropy"], mean_K = _target_statistics(classes, classes.rows)
+            told["class_spread"] = torch.special.entr(mean_K).sum()
+        if patches is not None:
+            chunks = [rows_TP[: prototypes.chunk_rows(rows_TP)] for rows_TP in patches.rows]
+            told["patch_entropy"], _ = _target_statistics(patches, chunks)
+        return told
+
+
+def _target_statistics(taught: Taught, parts: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Mean entropy of rows of all ranks, in nats, and the mean of their targets, shape (K,)."""
+    rows_NP = torch.cat(list(parts))
+    entropy, mass_K = prototypes.target_entropy(
+        rows_NP, taught.directions_KP, taught.temperature, taught.log_scaling_K
+    )
+    total = torch.cat([entropy[None], mass_K, entropy.new_tensor([len(rows_NP)])])
+    total = distributed.sum_over_ranks(total)
+    total = total[:-1] / total[-1].clamp(min=1)
+    return total[0], total[1:]
 
 
 def chance_loss(recipe: Recipe) -> float:

@@ -38,9 +38,9 @@ class PrototypeHead(nn.Module):
         nn.init.trunc_normal_(self.prototypes, std=init_std)
 
     def forward(self, x_ND: Tensor) -> Tensor:
-        """Bottleneck vectors of unit length, shape (N, bottleneck), float32."""
-        eps = 1e-6 if x_ND.dtype == torch.float16 else 1e-12
-        return F.normalize(self.mlp(x_ND).float(), dim=-1, eps=eps)
+        """Bottleneck vectors of unit length, shape (N, bottleneck), float32 at least."""
+        out_NP: Tensor = self.mlp(x_ND)
+        return F.normalize(out_NP if out_NP.dtype == torch.float64 else out_NP.float(), dim=-1)
 
     def directions(self) -> Tensor:
         """The prototypes, each of unit length, shape (K, bottleneck)."""

@@ -9,16 +9,16 @@ from torch.nn import functional as F
 
 from skelpipe.methods.prototypes import (
     cross_entropy,
-    koleo,
-    mean_over_groups,
-    sinkhorn_knopp,
+    log_column_scaling,
     target_entropy,
+    targets,
 )
 
 
-def logits(rows: int, prototypes: int, seed: int = 0) -> Tensor:
+def unit(rows: int, features: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
-    return 2 * torch.rand(rows, prototypes, generator=generator) - 1
+    values = torch.randn(rows, features, generator=generator, dtype=torch.float64)
+    return F.normalize(values, dim=-1).to(dtype)
 
 
 def literal_sinkhorn(values: Tensor, temperature: float, iterations: int) -> list[list[float]]:
@@ -37,144 +37,162 @@ def literal_sinkhorn(values: Tensor, temperature: float, iterations: int) -> lis
     return [[cell * rows for cell in row] for row in q]
 
 
-def literal_koleo(features: Tensor, samples: list[int]) -> float:
-    rows = [[v / math.hypot(*row) for v in row] for row in features.double().tolist()]
-    per_sample: dict[int, list[float]] = {}
-    for i, row in enumerate(rows):
-        others = [
-            math.dist(row, other)
-            for j, other in enumerate(rows)
-            if samples[j] != samples[i] and math.dist(row, other) > 0
-        ]
-        if others:
-            per_sample.setdefault(samples[i], []).append(-math.log(min(others) + 1e-8))
-    means = [sum(terms) / len(terms) for terms in per_sample.values()]
-    return sum(means) / len(means) if means else 0.0
+def assigned(
+    rows: Tensor, directions: Tensor, temperature: float, iterations: int = 3, chunk: int = 4
+) -> Tensor:
+    log_scaling = log_column_scaling(rows, directions, temperature, iterations, chunk=chunk)
+    return targets(rows, directions, temperature, log_scaling)
 
 
-@pytest.mark.parametrize(("rows", "prototypes"), [(6, 4), (5, 20), (40, 7)])
+@pytest.mark.parametrize(("rows", "prototypes"), [(6, 4), (5, 20), (40, 7), (4, 4), (1, 3)])
 @pytest.mark.parametrize("temperature", [0.04, 0.07])
 @pytest.mark.parametrize("iterations", [1, 3])
 def test_sinkhorn_equals_a_literal_loop(
     rows: int, prototypes: int, temperature: float, iterations: int
 ) -> None:
-    values = logits(rows, prototypes)
-    found = sinkhorn_knopp(values, temperature, iterations)
-    wanted = torch.tensor(literal_sinkhorn(values, temperature, iterations))
+    x, directions = unit(rows, 5), unit(prototypes, 5, 1)
+    found = assigned(x, directions, temperature, iterations)
+    wanted = torch.tensor(literal_sinkhorn(x @ directions.T, temperature, iterations))
     assert torch.allclose(found, wanted, rtol=1e-4, atol=1e-6)
 
 
 def test_rows_sum_to_1_and_prototypes_share_the_mass() -> None:
-    found = sinkhorn_knopp(logits(64, 16), 0.07, 30)
+    found = assigned(unit(64, 8), unit(16, 8, 1), 0.07, 30)
     assert torch.allclose(found.sum(1), torch.ones(64), atol=1e-5)
     assert torch.allclose(found.sum(0), torch.full((16,), 4.0), rtol=0.02)
 
 
-def test_sinkhorn_leaves_its_input_alone_and_stands_extreme_logits() -> None:
-    values = torch.tensor([[1.0, -1.0], [1.0, -1.0], [1.0, -1.0]])
-    before = values.clone()
-    found = sinkhorn_knopp(values, 0.04)
-    assert torch.equal(values, before)
+@pytest.mark.parametrize("temperature", [0.02, 0.04])
+def test_extreme_logits_stand(temperature: float) -> None:
+    rows, directions = torch.tensor([[1.0, 0.0]] * 3), torch.tensor([[1.0, 0.0], [-1.0, 0.0]])
+    found = assigned(rows, directions, temperature)
     assert torch.allclose(found, torch.full((3, 2), 0.5), atol=1e-5)
 
 
-def test_no_masked_token_gives_no_target() -> None:
-    assert sinkhorn_knopp(torch.zeros(0, 4), 0.04).shape == (0, 4)
-
-
-def test_cross_entropy_equals_torchs() -> None:
-    target = sinkhorn_knopp(logits(9, 5), 0.07)
-    student = F.normalize(logits(9, 3, 1), dim=-1)
-    directions = F.normalize(logits(5, 3, 2), dim=-1)
-    found = cross_entropy(target, student, directions, 0.1)
-    wanted = F.cross_entropy(student @ directions.T / 0.1, target, reduction="none")
-    assert torch.allclose(found, wanted, atol=1e-5)
-
-
-def test_cross_entropy_has_the_right_gradient() -> None:
-    target = sinkhorn_knopp(logits(4, 5), 0.07).double()
-    student = logits(4, 3, 1).requires_grad_()
-    directions = logits(5, 3, 2).requires_grad_()
-    cross_entropy(target, student, directions, 0.1).sum().backward()
-    error = ((student @ directions.T / 0.1).softmax(-1) - target) / 0.1
-    assert student.grad is not None
+def test_no_masked_token_gives_no_target_and_no_loss() -> None:
+    none, directions = torch.zeros(0, 3, requires_grad=True), unit(4, 3).requires_grad_()
+    loss = cross_entropy(
+        none, directions, none, directions, torch.zeros(4), torch.zeros(0),
+        student_temperature=0.1, teacher_temperature=0.04,
+    )  # fmt: skip
+    loss.backward()
+    assert loss.item() == 0
     assert directions.grad is not None
-    assert torch.allclose(student.grad, (error @ directions.double()).float(), atol=1e-4)
-    assert torch.allclose(directions.grad, (error.T @ student.double()).float(), atol=1e-4)
+    assert not bool(directions.grad.any())
+
+
+def plain(
+    student: Tensor, ours: Tensor, teacher: Tensor, theirs: Tensor, weight: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Loss and gradients by whole matrices and autograd, in float64."""
+    student, ours = (x.detach().double().requires_grad_() for x in (student, ours))
+    q = torch.exp(teacher.double() @ theirs.double().T / 0.05)
+    for _ in range(3):
+        q = q / q.sum(0, keepdim=True)
+        q = q / q.sum(1, keepdim=True)
+    losses = F.cross_entropy(student @ ours.T / 0.1, q, reduction="none")
+    loss = (weight.double() * losses).sum()
+    loss.backward()
+    assert student.grad is not None
+    assert ours.grad is not None
+    return loss.detach(), student.grad, ours.grad
+
+
+def chunked(
+    student: Tensor, ours: Tensor, teacher: Tensor, theirs: Tensor, weight: Tensor, chunk: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    student, ours = (x.detach().clone().requires_grad_() for x in (student, ours))
+    scaling = log_column_scaling(teacher, theirs, 0.05, chunk=chunk)
+    loss = cross_entropy(
+        student, ours, teacher, theirs, scaling, weight,
+        student_temperature=0.1, teacher_temperature=0.05, chunk=chunk,
+    )  # fmt: skip
+    (2 * loss).backward()
+    assert student.grad is not None
+    assert ours.grad is not None
+    return loss.detach(), student.grad / 2, ours.grad / 2
+
+
+def problem(rows: int, prototypes: int, features: int, dtype: torch.dtype) -> tuple[Tensor, ...]:
+    student, teacher = unit(rows, features, 2, dtype), unit(rows, features, 3, dtype)
+    teacher = F.normalize(student + teacher, dim=-1)
+    weight = torch.linspace(0.5, 1.5, rows, dtype=dtype) / rows
+    return (
+        student, unit(prototypes, features, 4, dtype), teacher,
+        unit(prototypes, features, 5, dtype), weight,
+    )  # fmt: skip
+
+
+def worst(found: tuple[Tensor, ...], wanted: tuple[Tensor, ...]) -> float:
+    """Largest difference, relative to the largest value of each tensor."""
+    pairs = zip(found, wanted, strict=True)
+    return max(float((x.double() - y).abs().max() / y.abs().max()) for x, y in pairs)
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 64, 1000])
+@pytest.mark.parametrize(("rows", "prototypes"), [(1, 5), (64, 300), (130, 64), (65, 1)])
+def test_loss_and_gradients_equal_the_plain_ones(rows: int, prototypes: int, chunk: int) -> None:
+    for dtype, bound in ((torch.float32, 1e-5), (torch.float64, 1e-12)):
+        x = problem(rows, prototypes, 16, dtype)
+        wanted = plain(*x)
+        found = chunked(*x, chunk)
+        if prototypes == 1:  # one prototype: the loss and its gradients are 0
+            assert all(float(value.abs().max()) < 1e-5 for value in found)
+        else:
+            assert worst(found, wanted) < bound
+
+
+@pytest.mark.slow
+def test_loss_and_gradients_at_the_papers_prototypes() -> None:
+    x = problem(600, 65536, 256, torch.float32)
+    assert worst(chunked(*x, 256), plain(*x)) < 1e-5
+
+
+def test_half_precision_is_a_looser_mode() -> None:
+    x = problem(200, 300, 32, torch.float32)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = chunked(*x, 64)
+    assert [value.dtype for value in found] == [torch.float32] * 3
+    wanted = plain(*x)
+    assert float(found[0]) == pytest.approx(float(wanted[0]), rel=1e-2)
+    for gradient, exact in zip(found[1:], wanted[1:], strict=True):
+        assert (
+            float(F.cosine_similarity(gradient.flatten().double(), exact.flatten(), dim=0)) > 0.99
+        )
+
+
+def test_working_memory_does_not_grow_with_the_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    largest: list[int] = []
+    empty = torch.empty
+
+    def noted(*shape: int, **options: object) -> Tensor:
+        made: Tensor = empty(*shape, **options)  # type: ignore[call-overload]
+        largest.append(made.numel())
+        return made
+
+    monkeypatch.setattr(torch, "empty", noted)
+    for rows in (64, 640):
+        largest.clear()
+        chunked(*problem(rows, 500, 8, torch.float32), 32)
+        assert max(largest) == 32 * 500
 
 
 def test_target_entropy_of_known_targets() -> None:
-    sure = torch.eye(4)
-    rows, spread = target_entropy(sure)
-    assert float(rows) == 0
-    assert float(spread) == pytest.approx(math.log(4))
-    rows, spread = target_entropy(torch.full((3, 4), 0.25))
-    assert float(rows) == pytest.approx(math.log(4))
-    rows, spread = target_entropy(torch.tensor([[1.0, 0.0], [1.0, 0.0]]))
-    assert float(spread) == 0
+    eye = torch.eye(4)
+    entropy, mass = target_entropy(eye, eye, 0.02, torch.zeros(4), chunk=3)
+    assert float(entropy) == pytest.approx(0, abs=1e-6)
+    assert torch.allclose(mass, torch.ones(4))
+    entropy, mass = target_entropy(torch.zeros(3, 4), eye, 0.07, torch.zeros(4), chunk=2)
+    assert float(entropy) == pytest.approx(3 * math.log(4))
+    assert torch.allclose(mass, torch.full((4,), 0.75))
 
 
-def test_mean_is_over_bodies_then_groups() -> None:
-    terms = torch.tensor([1.0, 3.0, 10.0, 20.0])
-    assert float(mean_over_groups(terms, torch.tensor([5, 5, 2, 9]))) == pytest.approx(32 / 3)
-    assert float(mean_over_groups(torch.zeros(0), torch.zeros(0, dtype=torch.int64))) == 0
-
-
-@pytest.mark.parametrize("seed", range(4))
-def test_koleo_equals_a_literal_loop(seed: int) -> None:
-    features = logits(12, 5, seed)
-    samples = [0, 0, 1, 2, 3, 3, 4, 5, 6, 7, 7, 8]
-    features[5] = features[4] * 1.01  # two bodies of one sample, almost alike
-    features[8] = features[2]  # two samples exactly alike
-    found = koleo(features, torch.tensor(samples))
-    assert float(found) == pytest.approx(literal_koleo(features, samples), rel=1e-4)
-
-
-def test_koleo_of_orthonormal_rows() -> None:
-    found = koleo(torch.eye(6), torch.arange(6))
-    assert float(found) == pytest.approx(-math.log(math.sqrt(2)))
-
-
-def test_koleo_spreads_features() -> None:
-    features = logits(6, 3).requires_grad_()
-    koleo(features, torch.arange(6)).backward()
-    assert features.grad is not None
-    with torch.no_grad():
-        moved = features - 0.01 * features.grad
-    assert koleo(moved, torch.arange(6)).item() < koleo(features, torch.arange(6)).item()
-
-
-@pytest.mark.parametrize(
-    ("features", "samples"),
-    [
-        (torch.ones(1, 3), [0]),
-        (torch.ones(4, 3), [0, 1, 2, 3]),
-        (torch.eye(3)[:2], [0, 0]),
-        (torch.zeros(3, 3), [0, 1, 2]),
-    ],
-    ids=["alone", "all alike", "two bodies of one sample", "zeros"],
-)
-def test_rows_without_a_neighbour_count_nothing(features: Tensor, samples: list[int]) -> None:
-    rows = features.clone().requires_grad_()
-    value = koleo(rows, torch.tensor(samples))
-    value.backward()
-    assert value.item() == 0
-    assert rows.grad is not None
-    assert not bool(rows.grad.any())
-
-
-def test_a_lonely_row_leaves_the_others_finite() -> None:
-    rows = torch.tensor([[1.0, 0, 0], [1.0, 0, 0], [0, 1.0, 0]], requires_grad=True)
-    value = koleo(rows, torch.tensor([0, 1, 0]))
-    value.backward()
-    # Row 0 has its double and its sample's other body: nothing to compare with.
-    assert value.item() == pytest.approx(-math.log(math.sqrt(2)))
-    assert rows.grad is not None
-    assert bool(rows.grad.isfinite().all())
-
-
-def test_koleo_does_not_lose_precision_under_autocast() -> None:
-    features, samples = logits(40, 6), torch.arange(40)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        found = koleo(features, samples)
-    assert float(found) == float(koleo(features, samples))
+def test_the_teacher_gets_no_gradient() -> None:
+    student, ours, teacher, theirs, weight = problem(6, 5, 4, torch.float32)
+    teacher.requires_grad_()
+    loss = cross_entropy(
+        student.requires_grad_(), ours, teacher, theirs, torch.zeros(5), weight,
+        student_temperature=0.1, teacher_temperature=0.05,
+    )  # fmt: skip
+    loss.backward()
+    assert teacher.grad is None

@@ -158,7 +158,7 @@ def literal_losses(method: SLiM, batch: Batch, progress: float) -> dict[str, flo
         "koleo": koleo,
         "class_entropy": mean(entropy(t) for t in targets),
         "class_spread": entropy(targets.mean(0)),
-        "patch_entropy": mean(entropy(t) for t in patch_targets),
+        "patch_entropy": mean(entropy(t) for t in patch_targets[:256]),  # one chunk
     }
 
 
@@ -180,7 +180,7 @@ def literal_losses(method: SLiM, batch: Batch, progress: float) -> dict[str, flo
 def test_losses_equal_a_literal_recomputation(changes: tuple[str, ...], progress: float) -> None:
     method = method_of(*changes)
     batch = batch_of(mixed_samples())
-    found = method.losses(batch, progress)
+    found = method.learn([batch], progress)
     wanted = literal_losses(method, batch, progress)
     assert found.keys() == wanted.keys()
     for name, value in wanted.items():
@@ -303,29 +303,29 @@ def test_a_body_absent_from_a_whole_view_is_left_out_of_it() -> None:
         assert bool((group.x_BWJC != 0).flatten(1).any(1).all())
     rows = sum(len(group.body_B) for group in (globals_, *locals_))
     assert rows < 3 * 10  # the second body is in few of its ten views
-    assert math.isfinite(method.losses(batch_of(samples), 0.2)["loss"].item())
+    assert math.isfinite(method.learn([batch_of(samples)], 0.2)["loss"].item())
 
 
 def test_a_sample_weighs_the_same_with_one_body_or_two_alike() -> None:
     method = method_of("mask.local_probability=0.0", "loss.clean_pass=true")
     poses = [recording(seed, 60) for seed in range(4)]
-    once = method.losses(batch_of(poses), 0.2)
+    once = method.learn([batch_of(poses)], 0.2)
     doubled = [poses[0], np.concatenate([poses[1], poses[1]]), *poses[2:]]
     # With uniform targets, which doubled rows do not shift, a double must change nothing.
     with torch.no_grad():
         for network in (method.student, method.teacher):
             network.class_head.prototypes.copy_(network.class_head.prototypes[:1].expand(12, -1))
-    uniform = method.losses(batch_of(poses), 0.2)["glcl"].item()
-    assert method.losses(batch_of(doubled), 0.2)["glcl"].item() == pytest.approx(uniform)
+    uniform = method.learn([batch_of(poses)], 0.2)["glcl"].item()
+    assert method.learn([batch_of(doubled)], 0.2)["glcl"].item() == pytest.approx(uniform)
     assert uniform == pytest.approx(chance_loss(method.recipe), rel=1e-5)
     assert once["koleo"].item() == pytest.approx(
-        method.losses(batch_of(doubled), 0.2)["koleo"].item(), rel=1e-4
+        method.learn([batch_of(doubled)], 0.2)["koleo"].item(), rel=1e-4
     )
 
 
 def test_the_teacher_gets_no_gradient_and_the_student_all() -> None:
     method = method_of()
-    method.losses(batch_of(mixed_samples()), 0.1)["loss"].backward()
+    method.learn([batch_of(mixed_samples())], 0.1)
     assert all(p.grad is None and not p.requires_grad for p in method.teacher.parameters())
     for name, parameter in method.student.named_parameters():
         assert parameter.grad is not None, name
@@ -333,10 +333,9 @@ def test_the_teacher_gets_no_gradient_and_the_student_all() -> None:
         assert bool(parameter.grad.any()), name
 
 
-def test_diagnostics_carry_no_gradient() -> None:
-    found = method_of().losses(batch_of(mixed_samples()), 0.1)
-    names = {name for name, value in found.items() if value.requires_grad}
-    assert names == {"loss", "mfm", "glcl", "koleo"}
+def test_what_is_told_carries_no_gradient() -> None:
+    found = method_of().learn([batch_of(mixed_samples())], 0.1)
+    assert not any(value.requires_grad for value in found.values())
 
 
 def test_only_masked_tokens_pass_the_patch_heads() -> None:
@@ -345,7 +344,7 @@ def test_only_masked_tokens_pass_the_patch_heads() -> None:
     rows: list[int] = []
     for network in (method.student, method.teacher):
         network.patch_head.register_forward_hook(lambda _, given, out: rows.append(len(given[0])))
-    method.losses(batch, 0.1)
+    method.learn([batch], 0.1)
     _, globals_, _ = method.views(batch)
     assert rows == [int(globals_.mask_BSJ.sum())] * 2
 
@@ -360,7 +359,7 @@ def test_the_teacher_sees_no_mask_and_no_local_view() -> None:
 
     method.teacher.encoder.register_forward_hook(note)
     batch = batch_of(mixed_samples())
-    method.losses(batch, 0.1)
+    method.learn([batch], 0.1)
     assert seen == [tuple(method.views(batch)[1].x_BWJC.shape)]
 
 
@@ -400,7 +399,7 @@ def test_the_initial_class_loss_is_near_chance() -> None:
     torch.manual_seed(0)
     recipe = tiny_recipe("head.prototypes=4096", "head.bottleneck=256")
     method = SLiM(recipe, KINECT)
-    found = method.losses(batch_of(mixed_samples()), 0.0)["glcl"].item()
+    found = method.learn([batch_of(mixed_samples())], 0.0)["glcl"].item()
     assert found == pytest.approx(chance_loss(recipe), rel=0.04)
 
 
@@ -409,15 +408,13 @@ def test_coordinates_stay_float32_under_autocast() -> None:
     batch = batch_of(mixed_samples())
     given: list[Tensor] = []
     method.student.encoder.register_forward_pre_hook(lambda _, args: given.append(args[0]))
-    full = method.losses(batch, 0.1)
+    full = method.learn([batch], 0.1)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        half = method.losses(batch, 0.1)
-    half["loss"].backward()
+        half = method.learn([batch], 0.1)
     count = len(given) // 2
     for exact, cast in zip(given[:count], given[count:], strict=True):
         assert cast.dtype == torch.float32
         assert torch.equal(exact, cast)
-    assert half["loss"].dtype == torch.float32
     assert half["loss"].item() == pytest.approx(full["loss"].item(), rel=0.02)
 
 
@@ -432,9 +429,8 @@ def train_steps(recipe: Recipe, steps: int) -> list[float]:
         batch = batch_of([samples[number] for number in chosen])
         batch = replace(batch, key_N=batch.key_N + step)
         set_rates(optimiser, recipe, step / steps)
-        loss = method.losses(batch, step / steps)["loss"]
         optimiser.zero_grad()
-        loss.backward()
+        loss = method.learn([batch], step / steps)["loss"]
         torch.nn.utils.clip_grad_norm_(method.student.parameters(), 3.0)
         optimiser.step()
         method.update_teacher((step + 1) / steps)
