@@ -34,7 +34,7 @@ from skelpipe.methods import build_method
 from skelpipe.optim import build_optimiser, set_rates
 from skelpipe.shards.card import Card, read_fitting_card
 from skelpipe.stream.loader import Loader
-from skelpipe.stream.order import steps_per_epoch
+from skelpipe.stream.order import Order
 from skelpipe.stream.source import open_source, select
 
 Record = dict[str, float]
@@ -196,7 +196,8 @@ def train(
 def total_steps(run: Run, data: Path) -> int:
     """Steps of the whole run on its prepared set."""
     samples = len(select(data, "train", without=run.data["val_subjects"]))
-    return run.recipe.train.epochs * steps_per_epoch(samples, run.recipe.train.batch)
+    order = Order(samples, run.recipe.train.batch, int(run.data["seed"]), run.recipe.train.tail)
+    return order.steps_before(run.recipe.train.epochs)
 
 
 def clip_gradients(student: nn.Module, limit: float) -> Record:

@@ -87,6 +87,7 @@ def batch_of(
         label_N=torch.tensor(list(labels) or [0] * len(samples)),
         row_N=numbers,
         key_N=fold(7, 0, numbers),
+        valid_N=torch.ones(len(samples), dtype=torch.bool),
     )
 
 

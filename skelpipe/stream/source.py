@@ -10,7 +10,7 @@ from __future__ import annotations
 import mmap
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from io import BufferedReader
 from pathlib import Path
 from typing import Literal, Protocol
@@ -45,6 +45,7 @@ class Batch:
         label_N: Class, from 0.
         row_N: Place of each sample in the prepared set's index: its number, wherever it is read.
         key_N: Keys of the random draws for (seed, epoch, sample); zeros outside training.
+        valid_N: False where a sample only fills up the batch and must not count.
     """
 
     flat_RJC: Tensor
@@ -55,9 +56,22 @@ class Batch:
     label_N: Tensor
     row_N: Tensor
     key_N: Tensor
+    valid_N: Tensor
 
     def __len__(self) -> int:
         return len(self.start_N)
+
+    def split(self, size: int) -> list[Batch]:
+        """The same samples as micro-batches of at most ``size``, over the same rows."""
+        parts = {
+            field.name: getattr(self, field.name).split(size)
+            for field in fields(self)
+            if field.name.endswith("_N")
+        }
+        return [
+            replace(self, **dict(zip(parts, values, strict=True)))
+            for values in zip(*parts.values(), strict=True)
+        ]
 
 
 class Source(Protocol):
@@ -147,6 +161,7 @@ class Resident:
             label_N=self.label_N[places],
             row_N=self.row_N[places],
             key_N=torch.zeros_like(places) if key_N is None else key_N.to(self.device),
+            valid_N=torch.ones_like(places, dtype=torch.bool),
         )
 
 
@@ -187,6 +202,7 @@ class Mapped:
             label_N=on_device(reader.label[chosen]),
             row_N=on_device(reader.row[chosen]),
             key_N=(torch.zeros_like(places) if key_N is None else key_N).to(self.device),
+            valid_N=torch.ones(len(places), dtype=torch.bool, device=self.device),
         )
 
 

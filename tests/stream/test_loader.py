@@ -49,7 +49,7 @@ def test_resuming_at_any_step_gives_the_same_rest(source: Resident) -> None:
 def test_the_state_is_three_integers(source: Resident) -> None:
     loader = Loader(source, 4, seed=3)
     plain = {field.name for field in fields(loader) if isinstance(getattr(loader, field.name), int)}
-    assert plain - {"batch"} == {"seed", "epoch", "step"}
+    assert plain - {"batch", "rank", "world", "workers"} == {"seed", "epoch", "step"}
 
 
 def test_keys_are_a_function_of_seed_epoch_and_sample(source: Resident) -> None:

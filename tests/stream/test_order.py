@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from skelpipe.stream.order import global_batch, permutation, steps_per_epoch
+from skelpipe.stream.order import Order, permutation
 
 
 @pytest.mark.parametrize("count", [1, 2, 17, 5000])
@@ -36,8 +36,7 @@ def test_epochs_and_seeds_differ() -> None:
 
 
 def test_the_tail_is_dropped() -> None:
-    assert steps_per_epoch(17, 5) == 3
-    assert steps_per_epoch(4, 5) == 0
-    order = permutation(17, 0, 0)
-    batches = torch.cat([global_batch(order, step, 5) for step in range(3)])
-    assert torch.equal(batches, order[:15])
+    order = Order(17, 5, seed=0)
+    assert order.steps(0) == order.steps(3) == 3
+    batches = torch.cat([order.places(0, step).place_G for step in range(3)])
+    assert torch.equal(batches, permutation(17, 0, 0)[:15])
