@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import os
-import time
 from dataclasses import dataclass
 
 import torch
 
 from skelpipe.config import Recipe
+from skelpipe.roofline import DTYPES, masked_tokens, measure_peaks, parameters, step_rows
 
 _EFFICIENCY = 0.3
-"""Share of the measured matrix-product rate that a training step reaches: a rough guess."""
+"""Least time of a training step, of its time: a rough guess."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Estimate:
 def estimate(
     recipe: Recipe, *, samples: int, bodies: float, joints: int, device: torch.device
 ) -> Estimate:
-    """Estimate a run from its count of operations and this device's measured product rate.
+    """Estimate a run from the least time of its step at this device's measured peaks.
 
     Args:
         recipe: What is run.
@@ -35,25 +35,15 @@ def estimate(
         joints: J.
         device: Where it runs.
     """
-    encoder, head, views, mask = recipe.encoder, recipe.head, recipe.views, recipe.mask
+    peaks = measure_peaks(device, DTYPES[recipe.train.precision])
+    work = step_rows(recipe, samples=recipe.train.batch, bodies=bodies, joints=joints)
+    steps = samples / recipe.train.batch * recipe.train.epochs
+    least = steps * sum(piece.least_seconds(peaks) for piece in work)
 
-    def encoder_macs(frames: int) -> float:
-        tokens = frames // encoder.patch_frames * joints + 1 + encoder.registers
-        block = tokens * (4 + 2 * encoder.mlp_ratio) * encoder.dim**2 + 2 * tokens**2 * encoder.dim
-        return encoder.layers * block
-
-    mlp = encoder.dim * head.hidden + head.hidden**2 + head.hidden * head.bottleneck
-    row = mlp + head.bottleneck * head.prototypes
-    masked = 2 * sum(mask.ratio) / 2 * (views.frames // encoder.patch_frames) * joints
-    locals_ = views.anchors * views.crops
-    student = 2 * encoder_macs(views.frames)
-    student += sum(locals_ * encoder_macs(local.frames) for local in views.local)
-    student += (2 + locals_ * len(views.local) + masked) * row
-    teacher = 2 * encoder_macs(views.frames) + (2 + masked) * row
-    operations = 2 * (3 * student + teacher) * bodies * samples * recipe.train.epochs
-    hours = operations / (_EFFICIENCY * _product_rate(device, recipe)) / 3600
-
-    parameters = 2 * row + encoder.layers * (4 + 2 * encoder.mlp_ratio) * encoder.dim**2
+    encoder, head, views = recipe.encoder, recipe.head, recipe.views
+    masked, locals_ = masked_tokens(recipe, joints), views.anchors * views.crops
+    of_encoder, of_head = parameters(recipe, joints)
+    weights = of_encoder + 2 * of_head
     rows = recipe.train.batch * bodies
     # Teacher's logits and targets, student's logits, their log-softmax and gradient.
     logits = 5 * 4 * rows * masked * head.prototypes
@@ -61,9 +51,9 @@ def estimate(
     tokens //= encoder.patch_frames
     activations = 4 * rows * tokens * encoder.layers * encoder.dim * (10 + 4 * encoder.mlp_ratio)
     return Estimate(
-        hours=hours,
-        memory=int(logits + activations + 5 * 4 * parameters),
-        disk=int(4 * 4 * parameters * (recipe.train.keep + 1)),
+        hours=least / _EFFICIENCY / 3600,
+        memory=int(logits + activations + 5 * 4 * weights),
+        disk=int(4 * 4 * weights * (recipe.train.keep + 1)),
     )
 
 
@@ -72,16 +62,3 @@ def memory_of(device: torch.device) -> int:
     if device.type == "cuda":
         return int(torch.cuda.get_device_properties(device).total_memory)
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-
-
-def _product_rate(device: torch.device, recipe: Recipe) -> float:
-    """Operations a second of a matrix product on this device, in the run's precision."""
-    dtype = torch.bfloat16 if recipe.train.precision == "bf16" else torch.float32
-    size = 512 if device.type == "cpu" else 4096
-    matrix = torch.ones(size, size, device=device, dtype=dtype)
-    matrix @ matrix
-    count, began = 0, time.perf_counter()
-    while (elapsed := time.perf_counter() - began) < 0.1:
-        float((matrix @ matrix)[0, 0])  # waits for the device
-        count += 1
-    return 2 * size**3 * count / elapsed
