@@ -25,12 +25,14 @@ def runs_root() -> Path:
     return Path(os.environ.get("SKELPIPE_RUNS") or "runs")
 
 
-def choose_device(name: str) -> torch.device:
-    """A device by name; "auto" is the GPU where there is one."""
+def choose_device(name: str, local_rank: int = 0) -> torch.device:
+    """A device by name; "auto" is the GPU where there is one, of several this rank's own."""
     import torch
 
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and torch.cuda.device_count() > 1:
+        name = f"cuda:{local_rank}"
     kind = name.partition(":")[0]
     if kind not in ("cpu", "cuda"):
         raise UserError(f"unknown device '{name}'", remedy=nearest(name, ["auto", "cpu", "cuda"]))

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from skelpipe.checkpoint import Run
     from skelpipe.config import Recipe
+    from skelpipe.distributed import Launch
 
 _LONG_HOURS = 24.0
 
@@ -50,6 +51,13 @@ def pretrain(
     val_subjects: Annotated[
         str, typer.Option(help="Training subjects to hold out for choices, such as 8,9.")
     ] = "",
+    micro_batch: Annotated[
+        int | None,
+        typer.Option(min=1, help="Samples at once on a device. [default: as many as fit]"),
+    ] = None,
+    timeout: Annotated[
+        float, typer.Option(min=1, help="Seconds after which a silent rank is given up.")
+    ] = 30.0,
     yes: Annotated[
         bool, typer.Option("--yes", help="Start even if it will take days or more memory.")
     ] = False,
@@ -65,50 +73,95 @@ def pretrain(
         skelpipe pretrain --set train.epochs=20 --set optim.lr=1e-3
 
         skelpipe pretrain --resume                         (continue the newest unfinished run)
+
+        torchrun --standalone --nproc-per-node 4 -m skelpipe.cli pretrain    (four GPUs)
     """
-    from skelpipe.checkpoint import complete_checkpoints
-    from skelpipe.config import load_recipe
-    from skelpipe.train import RunInterrupted, start_run, total_steps, train
+    from skelpipe import distributed
+
+    ranks = distributed.launch()
+    if resume and (
+        recipe or change or precision or batch or micro_batch or val_subjects or seed is not None
+    ):
+        raise UserError(
+            "a resumed run keeps its recipe, seed and data",
+            remedy="leave out --recipe, --set, --seed, --precision, --batch, --micro-batch, "
+            "--val-subjects; or start a new run without --resume",
+        )
+    if ranks.rank:
+        console.quiet = True
+    where = choose_device(device, ranks.local_rank)
+    changes = [*(change or [])]
+    changes += [f"train.precision={precision}"] if precision else []
+    changes += [f"train.batch={batch}"] if batch else []
+    changes += [f"train.micro_batch={micro_batch}"] if micro_batch else []
+    with distributed.process_group(where, timeout):
+
+        def choose() -> str:
+            found = _run_to_continue(out, resume, ranks)
+            if found is None:
+                subjects = subject_numbers(val_subjects)
+                found = _start(
+                    recipe or "slim", changes, data, out, seed or 0, subjects, where, yes
+                )
+            return str(found)
+
+        _train(Path(distributed.first_rank_alone(choose)), data, where, resume)
+
+
+def _run_to_continue(out: Path | None, resume: bool, ranks: Launch) -> Path | None:
+    """The folder of the run to continue: as asked, or what a launcher that restarts had begun."""
+    from skelpipe.checkpoint import newest_run, read_run
 
     if resume:
-        given = recipe or change or precision or batch or val_subjects or seed is not None
-        if given:
-            raise UserError(
-                "a resumed run keeps its recipe, seed and data",
-                remedy="leave out --recipe, --set, --seed, --precision, --batch, --val-subjects; "
-                "or start a new run without --resume",
-            )
-        run = _run_to_resume(out)
-        folder = data or Path(run.data["folder"])
-    else:
-        changes = [*(change or [])]
-        changes += [f"train.precision={precision}"] if precision else []
-        changes += [f"train.batch={batch}"] if batch else []
-        chosen = load_recipe(recipe or "slim", changes)
-        folder = data or newest_set(chosen.pipeline)
-    where = choose_device(device)
-    if not resume:
-        _check_cost(chosen, folder, subject_numbers(val_subjects), where, yes)
-        run = start_run(
-            out or _new_folder(chosen.name, folder),
-            chosen,
-            folder,
-            seed=seed or 0,
-            val_subjects=subject_numbers(val_subjects),
-        )
-    for warning in run.data["warnings"]:
-        show_warning(warning)
-    console.print(f"recipe {run.recipe.name}, data {folder}, run {run.folder}", soft_wrap=True)
+        return (read_run(out) if out else newest_run(runs_root(), complete=False)).folder
+    if not ranks.restarts:
+        return None
+    roots = [out] if out else sorted(runs_root().glob("*"))
+    runs = [read_run(folder) for folder in roots if (folder / "recipe.json").exists()]
+    begun = [run for run in runs if run.data.get("launch") == ranks.name]
+    return max(begun, key=lambda run: str(run.data["started"])).folder if begun else None
+
+
+def _start(
+    recipe: str,
+    changes: list[str],
+    data: Path | None,
+    out: Path | None,
+    seed: int,
+    val_subjects: tuple[int, ...],
+    device: torch.device,
+    yes: bool,
+) -> Path:
+    """Begin a new run; gives its folder."""
+    from skelpipe.config import load_recipe
+    from skelpipe.train import start_run
+
+    chosen = load_recipe(recipe, changes)
+    folder = data or newest_set(chosen.pipeline)
+    _check_cost(chosen, folder, val_subjects, device, yes)
+    place = out or _new_folder(chosen.name, folder)
+    return start_run(place, chosen, folder, seed=seed, val_subjects=val_subjects).folder
+
+
+def _train(place: Path, data: Path | None, device: torch.device, resume: bool) -> None:
+    """Train a run that has begun, on all ranks."""
+    from skelpipe.checkpoint import complete_checkpoints, read_run
+    from skelpipe.train import RunInterrupted, total_steps, train
 
     from .progress import training_progress
 
+    run = read_run(place)
+    folder = data or Path(run.data["folder"])
+    for warning in run.data["warnings"]:
+        show_warning(warning)
+    console.print(f"recipe {run.recipe.name}, data {folder}, run {run.folder}", soft_wrap=True)
     start = [int(path.name) for path in complete_checkpoints(run.folder)][-1:]
     total = total_steps(run, folder)
     if start:
         console.print(f"continuing after step {start[0]} of {total}")
     try:
         with training_progress(total, start[0] if start else 0) as report:
-            last = train(run, folder, device=where, report=report, warn=show_warning)
+            last = train(run, folder, device=device, report=report, warn=show_warning)
     except RunInterrupted:
         errors.print(
             "stopped and saved. Continue: "
@@ -138,12 +191,6 @@ def _forget_start(run: Run) -> None:
         (run.folder / name).unlink(missing_ok=True)
     if not any(run.folder.iterdir()):
         run.folder.rmdir()
-
-
-def _run_to_resume(out: Path | None) -> Run:
-    from skelpipe.checkpoint import newest_run, read_run
-
-    return read_run(out) if out else newest_run(runs_root(), complete=False)
 
 
 def _new_folder(recipe: str, data: Path) -> Path:

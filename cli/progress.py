@@ -17,6 +17,7 @@ from rich.progress import (
 from .console import console
 
 Record = dict[str, float]
+_TERMS = ("mfm", "glcl", "koleo")
 
 
 @contextmanager
@@ -49,9 +50,9 @@ def training_progress(
         task = bar.add_task("", total=total, completed=start, losses="")
 
         def report(record: Record) -> None:
+            terms = [f"{name} {record[name]:.3f}" for name in _TERMS if name in record]
             text = (
-                f"loss {record['loss']:.3f} (mfm {record['mfm']:.3f}, glcl {record['glcl']:.3f}, "
-                f"koleo {record['koleo']:.2f})  lr {record['lr']:.1e}  "
+                f"loss {record['loss']:.3f} ({', '.join(terms)})  lr {record['lr']:.1e}  "
                 f"{record['samples_per_s']:.0f} samples/s"
             )
             step = int(record["step"])

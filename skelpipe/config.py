@@ -23,6 +23,8 @@ Range = Annotated[tuple[float, float], AfterValidator(_ordered)]
 """Smallest and largest value of a draw."""
 FromTo = tuple[float, float]
 """First and last value of a schedule."""
+Temperature = Annotated[float, Field(ge=0.02)]
+"""Of a softmax over logits in [-1, 1]: float32 holds exp(1 / 0.02)."""
 
 
 class Settings(BaseModel):
@@ -122,8 +124,8 @@ class Loss(Settings):
     koleo_scope: Literal["global", "local"] = Field(
         "global", description="whose neighbours: of the global batch, or of what a device holds"
     )
-    student_temperature: float = Field(0.1, gt=0)
-    teacher_temperature: FromTo = (0.04, 0.07)
+    student_temperature: float = Field(0.1, ge=0.02)
+    teacher_temperature: tuple[Temperature, Temperature] = (0.04, 0.07)
     teacher_warmup: float = Field(30 / 150, ge=0, le=1, description="share of the run")
     sinkhorn_iterations: int = Field(3, ge=1)
     clean_pass: bool = Field(False, description="unmasked student pass for the class token (S9)")
@@ -158,6 +160,7 @@ class Train(Settings):
     workers: int = Field(0, ge=0, description="threads that read ahead; a resident set needs none")
     keep: int = Field(2, ge=1, description="checkpoints kept")
     checkpoint_every: int = Field(10, ge=1, description="epochs between checkpoints")
+    knn_every: int = Field(0, ge=0, description="epochs between k-NN on held-out subjects; 0: none")
 
 
 class Recipe(Settings):

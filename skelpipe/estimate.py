@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+import math
 import os
 from dataclasses import dataclass
 
 import torch
 
+from skelpipe import distributed
 from skelpipe.config import Recipe
-from skelpipe.roofline import DTYPES, masked_tokens, measure_peaks, parameters, step_rows
+from skelpipe.roofline import (
+    DTYPES,
+    cells_of,
+    masked_tokens,
+    measure_peaks,
+    parameters,
+    step_rows,
+)
 
+_ROOM = 12e9
+"""Bytes that a micro-batch may take: a larger one is no faster, and other jobs need memory too."""
 _EFFICIENCY = 0.3
 """Least time of a training step, of its time: a rough guess."""
 
@@ -40,21 +51,48 @@ def estimate(
     steps = samples / recipe.train.batch * recipe.train.epochs
     least = steps * sum(piece.least_seconds(peaks) for piece in work)
 
-    encoder, head, views = recipe.encoder, recipe.head, recipe.views
-    masked, locals_ = masked_tokens(recipe, joints), views.anchors * views.crops
     of_encoder, of_head = parameters(recipe, joints)
     weights = of_encoder + 2 * of_head
-    rows = recipe.train.batch * bodies
-    # Teacher's logits and targets, student's logits, their log-softmax and gradient.
-    logits = 5 * 4 * rows * masked * head.prototypes
-    tokens = (2 * views.frames + locals_ * sum(v.frames for v in views.local)) * joints
-    tokens //= encoder.patch_frames
-    activations = 4 * rows * tokens * encoder.layers * encoder.dim * (10 + 4 * encoder.mlp_ratio)
+    micro = micro_batch(recipe, bodies=bodies, joints=joints, device=device)
     return Estimate(
         hours=least / _EFFICIENCY / 3600,
-        memory=int(logits + activations + 5 * 4 * weights),
+        memory=int(_fixed(recipe, joints) + micro * _of_a_sample(recipe, bodies, joints)),
         disk=int(4 * 4 * weights * (recipe.train.keep + 1)),
     )
+
+
+def micro_batch(recipe: Recipe, *, bodies: float, joints: int, device: torch.device) -> int:
+    """Samples that a rank takes at once: the recipe's number, or as many as fit.
+
+    Fitting is half of the device's memory, and `_ROOM` at most; the rank's share of the batch is
+    then cut into equal pieces.
+    """
+    if recipe.train.micro_batch:
+        return recipe.train.micro_batch
+    share = max(recipe.train.batch // distributed.world(), 1)
+    room = min(memory_of(device) / 2, _ROOM) - _fixed(recipe, joints)
+    fitting = max(int(room / _of_a_sample(recipe, bodies, joints)), 1)
+    return math.ceil(share / math.ceil(share / fitting))
+
+
+def _fixed(recipe: Recipe, joints: int) -> float:
+    """Bytes whatever the micro-batch: weights, optimiser, gradients, and a chunk of logits."""
+    of_encoder, of_head = parameters(recipe, joints)
+    size, head = DTYPES[recipe.train.precision].itemsize, recipe.head
+    # Student, teacher, gradients (and their sum over ranks) and two moments; of the prototypes
+    # also both directions and the gradient before normalising, in both heads.
+    weights = 6 * 4 * (of_encoder + 2 * of_head) + 6 * 4 * head.prototypes * head.bottleneck
+    return weights + 2 * 2048 * head.prototypes * size
+
+
+def _of_a_sample(recipe: Recipe, bodies: float, joints: int) -> float:
+    """Bytes that one sample's forward pass keeps for its backward pass."""
+    views, head = recipe.views, recipe.head
+    cells = 2 * cells_of(recipe, views.frames, joints) * (2 if recipe.loss.clean_pass else 1)
+    for local in views.local:
+        cells += views.anchors * views.crops * cells_of(recipe, local.frames, joints)
+    cells += masked_tokens(recipe, joints) * (4 * head.hidden + 4 * head.bottleneck)
+    return 1.2 * bodies * cells * DTYPES[recipe.train.precision].itemsize
 
 
 def memory_of(device: torch.device) -> int:

@@ -87,14 +87,14 @@ def step_rows(recipe: Recipe, *, samples: int, bodies: float, joints: int) -> li
         """One pass for each (number of views, frames)."""
         patches = sum(count * patch_macs(recipe, frames, joints) for count, frames in sizes)
         blocks = sum(count * block_macs(recipe, frames, joints) for count, frames in sizes)
-        cells = sum(count * _cells(recipe, frames, joints) for count, frames in sizes)
+        cells = sum(count * cells_of(recipe, frames, joints) for count, frames in sizes)
         weights = len(sizes) * in_encoder * (2 * size + stored)
         return Work(
             what, 2 * people * (2 * patches + 3 * blocks), 2 * size * people * cells + weights
         )
 
     macs = patch_macs(recipe, views.frames, joints) + block_macs(recipe, views.frames, joints)
-    cells = _cells(recipe, views.frames, joints)
+    cells = cells_of(recipe, views.frames, joints)
     rows = [
         student(
             "encoder, student's globals",
@@ -223,7 +223,7 @@ def _stored(recipe: Recipe) -> int:
     return 8 if recipe.train.precision == "float64" else 4
 
 
-def _cells(recipe: Recipe, frames: int, joints: int) -> float:
+def cells_of(recipe: Recipe, frames: int, joints: int) -> float:
     """Numbers that one view writes between the encoder's products."""
     encoder, tokens = recipe.encoder, tokens_of(recipe, frames, joints)
     block = 8 * encoder.dim + 2 * int(encoder.dim * encoder.mlp_ratio)

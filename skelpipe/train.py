@@ -10,8 +10,10 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from types import FrameType
@@ -30,14 +32,19 @@ from skelpipe.checkpoint import (
 )
 from skelpipe.config import Recipe
 from skelpipe.errors import UserError
+from skelpipe.estimate import micro_batch
 from skelpipe.methods import build_method
+from skelpipe.methods.slim import SLiM
 from skelpipe.optim import build_optimiser, set_rates
 from skelpipe.shards.card import Card, read_fitting_card
 from skelpipe.stream.loader import Loader
 from skelpipe.stream.order import Order
-from skelpipe.stream.source import open_source, select
+from skelpipe.stream.source import Batch, Source, open_source, select
 
 Record = dict[str, float]
+
+_DTYPE = {"float32": torch.float32, "bf16": torch.float32, "float64": torch.float64}
+"""Of weights and optimiser."""
 
 
 class RunInterrupted(Exception):  # noqa: N818 -- nothing went wrong
@@ -68,6 +75,7 @@ def start_run(
         "warnings": list(card.warnings),
         "val_subjects": list(val_subjects),
         "seed": seed,
+        "launch": distributed.launch().name,
         "started": datetime.now(UTC).isoformat(timespec="microseconds"),
         "readings": recipe.readings(),
     }
@@ -83,24 +91,30 @@ def train(
     device: torch.device,
     report: Callable[[Record], None] = lambda record: None,
     warn: Callable[[str], None] = lambda text: None,
+    validate: Callable[[SLiM], Record] | None = None,
     stop_after: int | None = None,
 ) -> Path:
     """Pre-train until the recipe's last epoch, from the run's newest complete checkpoint if any.
 
+    Every rank calls this with the same arguments; the first one alone writes, reports, warns and
+    validates.
+
     Args:
         run: Of `start_run` or `read_run`.
         data: The prepared set; its data digest must be the run's.
-        device: Where everything computes.
+        device: Where this rank computes.
         report: Called after every step with its record, as written to metrics.jsonl.
         warn: Called with what the user should know.
+        validate: Called every `train.knn_every` epochs; what it gives joins the step's record.
         stop_after: Stop, with a checkpoint, once this many steps are done.
 
     Returns:
         The last checkpoint.
 
     Raises:
-        UserError: Data of another digest; a loss that is not finite (step and sample keys named).
-        RunInterrupted: A signal asked to stop.
+        UserError: Data of another digest or order; a loss that is not finite (step and sample keys
+            named); a sample that cannot be read, on this or another rank.
+        RunInterrupted: A signal asked to stop, on this or another rank.
     """
     recipe, folder = run.recipe, run.folder
     card = read_fitting_card(data, recipe.pipeline)
@@ -115,41 +129,65 @@ def train(
             expected=f"{started[0]} {started[1]}, data digest {started[2]}",
             remedy="name the run's own prepared set with --data, or start a new run",
         )
-    seed = int(run.data["seed"])
+    alone = distributed.rank() == 0
     table = select(data, "train", without=run.data["val_subjects"])
-    loader = Loader(open_source(data, table, device, recipe.train.source), recipe.train.batch, seed)
-    total = loader.steps * recipe.train.epochs
+    loader = open_loader(open_source(data, table, device, recipe.train.source), run)
+    total = loader.total_steps(recipe.train.epochs)
+    bodies = sum(table["bodies"].to_pylist()) / len(table)
+    micro = micro_batch(recipe, bodies=bodies, joints=len(card.topology.joints), device=device)
 
-    method = build_method(recipe, card.topology, seed).to(device)
+    method = build_method(recipe, card.topology, loader.seed).to(
+        device, _DTYPE[recipe.train.precision]
+    )
+    if recipe.train.compile:
+        method.student.encoder.compile(dynamic=True)
+        method.teacher.encoder.compile(dynamic=True)
     optimiser = build_optimiser(method.student, recipe)
-    state = _environment(run, card, loader)
+    state = _environment(run, card, loader, micro)
     step = 0
     checkpoints = complete_checkpoints(folder)
     if checkpoints:
         saved = load_checkpoint(checkpoints[-1], method.student, method.teacher, optimiser)
-        _check_state(saved, state, warn)
+        _check_state(saved, state, warn if alone else lambda text: None)
         step = int(saved["step"])
         loader.epoch, loader.step = int(saved["epoch"]), int(saved["epoch_step"])
     if step >= total:
         return checkpoints[-1]
+    distributed.wait_for_all()
 
-    stopped = step
-    precision = torch.bfloat16 if recipe.train.precision == "bf16" else None
-    with _metrics(folder, step) as log, _stop_signals() as asked:
+    def save(place: dict[str, int]) -> str:
+        networks = method.student, method.teacher
+        keep = recipe.train.keep
+        path = save_checkpoint(folder, step, *networks, optimiser, {**state, **place}, keep)
+        return str(path)
+
+    autocast = recipe.train.precision == "bf16"
+    with _metrics(folder, step) if alone else nullcontext(_drop) as log, _stop_signals() as asked:
         while step < total:
             began = time.perf_counter()
             epoch, epoch_step = loader.epoch, loader.step
-            batch = next(loader)
+            batch, error = _next(loader)
+            failed, stop = distributed.on_any_rank(error is not None, asked(), device=device)
+            if failed:
+                raise error or UserError(
+                    "another rank could not read its samples: see what it says"
+                )
+            if stop:
+                place = {"step": step, "epoch": epoch, "epoch_step": epoch_step}
+                distributed.first_rank_alone(partial(save, place))
+                raise RunInterrupted
+            assert batch is not None
             optimiser.zero_grad(set_to_none=True)
-            with torch.autocast(device.type, dtype=precision, enabled=precision is not None):
-                losses = method.learn([batch], step / total)
-            distributed.sum_gradients(method.student)
+            parts = [_typed(part, recipe) for part in batch.split(micro)]
+            with torch.autocast(device.type, dtype=torch.bfloat16, enabled=autocast):
+                losses = method.learn(parts, step / total)
             names = list(losses)
             values = dict(zip(names, torch.stack([losses[n] for n in names]).tolist(), strict=True))
             if not math.isfinite(values["loss"]):
                 raise _not_finite(values, step, loader.keys(epoch, epoch_step))
 
             lr = set_rates(optimiser, recipe, step / total)
+            distributed.sum_gradients(method.student)
             norms = clip_gradients(method.student, recipe.optim.clip)
             if not all(math.isfinite(norm) for norm in norms.values()):
                 raise _not_finite(norms, step, loader.keys(epoch, epoch_step))
@@ -160,44 +198,74 @@ def train(
             seconds = time.perf_counter() - began
             record: Record = {
                 "step": step,
-                "epoch": step / loader.steps,
+                "epoch": loader.epoch + loader.step / max(loader.steps, 1),
                 "lr": lr,
                 **values,
                 **norms,
-                "samples_per_s": len(batch) / seconds,
+                "samples_per_s": loader.batch / seconds,
             }
+            last = step in (total, stop_after)
+            if validate and _passes(
+                epoch, loader.epoch, recipe.train.knn_every, last=step == total
+            ):
+                found = distributed.first_rank_alone(lambda: json.dumps(validate(method)))
+                record |= json.loads(found)
             log(record)
-            report(record)
-
-            stop = asked()
-            last = step in (total, stop_after) or stop
-            if last or step % (recipe.train.checkpoint_every * loader.steps) == 0:
+            if alone:
+                report(record)
+            if _passes(epoch, loader.epoch, recipe.train.checkpoint_every, last=last):
                 place = {"step": step, "epoch": loader.epoch, "epoch_step": loader.step}
-                saved_at = save_checkpoint(
-                    folder,
-                    step,
-                    method.student,
-                    method.teacher,
-                    optimiser,
-                    {**state, **place},
-                    recipe.train.keep,
-                )
-                stopped = step
-            if loader.step == 0:
+                saved_at = distributed.first_rank_alone(partial(save, place))
+            if loader.epoch > epoch:
                 release_memory()
-            if stop:
-                raise RunInterrupted
-            if step == stop_after:
+            if last:
                 break
-    assert stopped == step
-    return saved_at
+    return Path(saved_at)
+
+
+def open_loader(source: Source, run: Run) -> Loader:
+    """This rank's batches of a run."""
+    settings = run.recipe.train
+    return Loader(
+        source,
+        settings.batch,
+        int(run.data["seed"]),
+        tail=settings.tail,
+        rank=distributed.rank(),
+        world=distributed.world(),
+        workers=settings.workers,
+    )
+
+
+def _next(loader: Loader) -> tuple[Batch | None, UserError | None]:
+    """The next batch, or why there is none: other ranks must hear of it before this one ends."""
+    try:
+        return next(loader), None
+    except UserError as error:
+        return None, error
+
+
+def _typed(batch: Batch, recipe: Recipe) -> Batch:
+    """The batch in the type that views are computed in: float64 is for checks on small sets."""
+    if recipe.train.precision != "float64":
+        return batch
+    return replace(batch, flat_RJC=batch.flat_RJC.double())
+
+
+def _passes(before: int, now: int, every: int, *, last: bool) -> bool:
+    """Whether a multiple of ``every`` epochs is reached; at last always, and never for 0."""
+    return every > 0 and (last or now // every > before // every)
+
+
+def _drop(record: Record) -> None:
+    """Records are the first rank's."""
 
 
 def total_steps(run: Run, data: Path) -> int:
     """Steps of the whole run on its prepared set."""
     samples = len(select(data, "train", without=run.data["val_subjects"]))
-    order = Order(samples, run.recipe.train.batch, int(run.data["seed"]), run.recipe.train.tail)
-    return order.steps_before(run.recipe.train.epochs)
+    train = run.recipe.train
+    return Order(samples, train.batch, 0, train.tail).steps_before(train.epochs)
 
 
 def clip_gradients(student: nn.Module, limit: float) -> Record:
@@ -208,30 +276,34 @@ def clip_gradients(student: nn.Module, limit: float) -> Record:
     }
 
 
-def _environment(run: Run, card: Card, loader: Loader) -> dict[str, Any]:
+def _environment(run: Run, card: Card, loader: Loader, micro: int) -> dict[str, Any]:
     """What a bit-exact continuation depends on beside the weights."""
     return {
         "seed": loader.seed,
         "threads": torch.get_num_threads(),
-        "world": 1,
+        "world": loader.world,
         "global_batch": loader.batch,
+        "micro_batch": micro,
         "steps_per_epoch": loader.steps,
+        "order_digest": loader.order_digest(),
         "data_digest": card.data_digest,
-        "device": str(loader.source.device),
+        "device": loader.source.device.type,
         "machine": platform.machine(),
         "versions": {name: version(name) for name in ("skelpipe", "torch", "numpy")},
     }
 
 
 def _check_state(saved: dict[str, Any], now: dict[str, Any], warn: Callable[[str], None]) -> None:
-    for name in ("seed", "global_batch", "steps_per_epoch", "data_digest"):
+    for name in ("seed", "global_batch", "data_digest", "order_digest"):
         if saved.get(name) != now[name]:
             raise UserError(
                 f"the run cannot be continued with another {name.replace('_', ' ')}",
                 found=now[name],
                 expected=saved.get(name),
+                remedy="give it the recipe, the data and the version of skelpipe that it was "
+                "started with, or start a new run",
             )
-    for name in ("threads", "device", "machine", "versions"):
+    for name in ("threads", "world", "micro_batch", "device", "machine", "versions"):
         if saved.get(name) != now[name]:
             warn(
                 f"continuing with another {name} ({now[name]}, was {saved.get(name)}): "

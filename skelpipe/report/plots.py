@@ -56,7 +56,7 @@ def loss_figure(metrics: Sequence[dict[str, float]], chance: float) -> Figure:
 
     def curves(panel: Axes, title: str, unit: str, names: dict[str, str]) -> None:
         for number, (name, label) in enumerate(names.items()):
-            values = _binned([record[name] for record in metrics])
+            values = _binned([record.get(name, float("nan")) for record in metrics])
             panel.plot(epochs, values, color=colour(number), linewidth=1.6, label=label)
         panel.set_title(title, fontsize=10, loc="left", fontweight="bold")
         panel.set_ylabel(unit)
