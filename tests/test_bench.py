@@ -86,7 +86,7 @@ def test_stream(temporary: Path) -> None:
         found = stream(8, copies=1, batch=3, rounds=1, least=0)
         gc.collect()
     check(found, temporary)
-    assert len(found) == 4
+    assert len(found) == 5
     assert found[0].ratio == 1
 
 

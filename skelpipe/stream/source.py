@@ -1,4 +1,4 @@
-"""Samples of a prepared set as ragged tensors: resident on the device, or read from mapped tars.
+"""Samples of a prepared set as ragged tensors: resident on the device, or read batch by batch.
 
 Both give the same `Batch` for the same rows: float32 metres, whatever the precision of the set.
 Every payload is checked against the index's crc32 when it is read: once for a resident source, at
@@ -7,29 +7,26 @@ each read for a mapped one; the index is checked against the card.
 
 from __future__ import annotations
 
-import mmap
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from io import BufferedReader
 from pathlib import Path
 from typing import Literal, Protocol
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 from torch import Tensor
 
 from skelpipe.errors import UserError
-from skelpipe.shards.card import STEP, read_card
-from skelpipe.shards.index import INDEX, read_index
-from skelpipe.shards.tar import ITEM, PAYLOAD_HEADER, payload_header
+from skelpipe.shards.card import read_card
+from skelpipe.shards.index import read_index
+from skelpipe.stream.buffers import Buffers
+from skelpipe.stream.payloads import Files, Payloads
 
 Part = Literal["train", "test"]
 
-_REMEDY = "copy the prepared set again, or run `skelpipe prepare … --force`"
+_AT_ONCE = 256  # samples
 
 
 @dataclass(frozen=True)
@@ -125,26 +122,23 @@ class Resident:
     """
 
     def __init__(self, folder: Path, table: pa.Table, device: torch.device) -> None:
-        reader = _Reader(folder, table)
+        payloads = _payloads(folder, table)
         self.table = table
         self.device = device
-        start = np.cumsum(reader.rows) - reader.rows
-        flat = np.empty((int(reader.rows.sum()), reader.joints, 3), dtype=np.float32)
-        # In the order of the files: one sequential pass over each shard.
-        for shard in np.unique(reader.shard):
-            with _open(folder / str(shard)) as file:
-                places = np.flatnonzero(reader.shard == shard)
-                for place in places[np.argsort(reader.offset[places])]:
-                    end = start[place] + reader.rows[place]
-                    reader.read(file, place, flat[start[place] : end])
+        start = np.cumsum(payloads.rows) - payloads.rows
+        flat = np.empty((int(payloads.rows.sum()), payloads.joints, 3), dtype=np.float32)
+        every = payloads.in_file_order()  # one sequential pass over each shard
+        for first in range(0, len(every), _AT_ONCE):
+            some = every[first : first + _AT_ONCE]
+            payloads.fill(some, start[some], flat)
         flat_RJC = torch.from_numpy(flat)
         self.flat_RJC = flat_RJC.to(device)
         self.present_R = _present(flat_RJC).to(device)
         self.start_N = torch.from_numpy(start).to(device)
-        self.frames_N = torch.from_numpy(reader.frames).to(device)
-        self.bodies_N = torch.from_numpy(reader.bodies).to(device)
-        self.label_N = torch.from_numpy(reader.label).to(device)
-        self.row_N = torch.from_numpy(reader.row).to(device)
+        self.frames_N = torch.from_numpy(payloads.frames).to(device)
+        self.bodies_N = torch.from_numpy(payloads.bodies).to(device)
+        self.label_N = torch.from_numpy(payloads.label).to(device)
+        self.row_N = torch.from_numpy(payloads.row).to(device)
 
     def __len__(self) -> int:
         return len(self.start_N)
@@ -166,42 +160,45 @@ class Resident:
 
 
 class Mapped:
-    """Samples read from memory-mapped shards batch by batch, for sets larger than the device."""
+    """Samples read from memory-mapped shards batch by batch, for sets larger than the device.
+
+    Several threads may take batches at once.
+    """
 
     def __init__(self, folder: Path, table: pa.Table, device: torch.device) -> None:
         self.table = table
         self.device = device
-        self._reader = reader = _Reader(folder, table)
-        self._maps = {str(name): _map(folder / str(name)) for name in np.unique(reader.shard)}
+        self._payloads = _payloads(folder, table)
+        self._buffers = Buffers()
 
     def __len__(self) -> int:
         return len(self.table)
 
     def take(self, places: Tensor, key_N: Tensor | None = None) -> Batch:
         """The samples at these places, read, checked and moved to the device."""
-        reader, chosen = self._reader, places.cpu().numpy()
-        rows = reader.rows[chosen]
+        payloads, chosen = self._payloads, places.cpu().numpy()
+        rows = payloads.rows[chosen]
         start = np.cumsum(rows) - rows
-        flat = np.empty((int(rows.sum()), reader.joints, 3), dtype=np.float32)
-        for place, begin, count in zip(chosen, start, rows, strict=True):
-            shard = memoryview(self._maps[str(reader.shard[place])])
-            payload = shard[reader.offset[place] : reader.offset[place] + reader.size[place]]
-            reader.check(place, payload[:PAYLOAD_HEADER], payload[PAYLOAD_HEADER:])
-            reader.decode(payload[PAYLOAD_HEADER:], flat[begin : begin + count])
-        flat_RJC = torch.from_numpy(flat)
+        shape = (int(rows.sum()), payloads.joints, 3)
+        if self.device.type == "cuda":
+            # Torch keeps pinned memory for the next batch, and until the copy is done.
+            flat_RJC = torch.empty(shape, pin_memory=True)
+        else:
+            flat_RJC = torch.from_numpy(self._buffers.empty(*shape))
+        payloads.fill(chosen, start, flat_RJC.numpy())
 
-        def on_device(array: npt.NDArray[np.generic]) -> Tensor:
-            return torch.from_numpy(array).to(self.device)
+        def on_device(values: Tensor) -> Tensor:
+            return values.to(self.device, non_blocking=True)
 
         return Batch(
-            flat_RJC=flat_RJC.to(self.device),
-            present_R=_present(flat_RJC).to(self.device),
-            start_N=on_device(start),
-            frames_N=on_device(reader.frames[chosen]),
-            bodies_N=on_device(reader.bodies[chosen]),
-            label_N=on_device(reader.label[chosen]),
-            row_N=on_device(reader.row[chosen]),
-            key_N=(torch.zeros_like(places) if key_N is None else key_N).to(self.device),
+            flat_RJC=on_device(flat_RJC),
+            present_R=on_device(_present(flat_RJC)),
+            start_N=on_device(torch.from_numpy(start)),
+            frames_N=on_device(torch.from_numpy(payloads.frames[chosen])),
+            bodies_N=on_device(torch.from_numpy(payloads.bodies[chosen])),
+            label_N=on_device(torch.from_numpy(payloads.label[chosen])),
+            row_N=on_device(torch.from_numpy(payloads.row[chosen])),
+            key_N=on_device(torch.zeros_like(places) if key_N is None else key_N),
             valid_N=torch.ones(len(places), dtype=torch.bool, device=self.device),
         )
 
@@ -209,109 +206,16 @@ class Mapped:
 def open_source(
     folder: Path, table: pa.Table, device: torch.device, kind: Literal["resident", "mapped"]
 ) -> Source:
-    """A source of the named kind over the samples of a table of `select`."""
+    """A source of the named kind over the samples of a table of `select`.
+
+    The shards of a folder of `remote.fetch_set` are fetched when they are first needed.
+    """
     return (Resident if kind == "resident" else Mapped)(folder, table, device)
 
 
-class _Reader:
-    """Places and shapes of a table's samples, and how their payloads are checked and decoded.
-
-    Raises:
-        UserError: A shard is missing or shorter than the index says, or the index says of a sample
-            what cannot be. So what is allocated for samples is bounded by bytes that are there.
-    """
-
-    def __init__(self, folder: Path, table: pa.Table) -> None:
-        card = read_card(folder)
-        self.folder = folder
-        self.precision = card.precision
-        self.joints = len(card.topology.joints)
-        self.key = table["key"].to_pylist()
-        self.shard = np.array(table["shard"].to_pylist())
-        self.offset = _int64(table, "offset")
-        self.size = _int64(table, "size")
-        self.frames = _int64(table, "frames")
-        self.bodies = _int64(table, "bodies")
-        self.rows = self.bodies * self.frames
-        self.label = _int64(table, "label")
-        self.row = _int64(table, "row")
-        self.crc32 = _int64(table, "crc32")
-        self._check_places()
-        self._scratch = bytearray()
-
-    def read(self, file: BufferedReader, place: int, rows_RJC: npt.NDArray[np.float32]) -> None:
-        """Read one sample's rows from its shard into place.
-
-        Raises:
-            UserError: The payload is damaged.
-        """
-        file.seek(self.offset[place])
-        header = file.read(PAYLOAD_HEADER)
-        size = int(self.size[place]) - PAYLOAD_HEADER
-        if self.precision == "float32":
-            values = rows_RJC.data.cast("B")
-        else:
-            if len(self._scratch) < size:
-                self._scratch = bytearray(size)
-            values = memoryview(self._scratch)[:size]
-        read = file.readinto(values)
-        self.check(place, header, values[:read])
-        if self.precision != "float32":
-            self.decode(values, rows_RJC)
-
-    def decode(self, values: memoryview, rows_RJC: npt.NDArray[np.float32]) -> None:
-        """Write a payload's values as metres."""
-        stored = np.frombuffer(values, dtype=ITEM[self.precision]).reshape(rows_RJC.shape)
-        if self.precision == "float32":
-            rows_RJC[:] = stored
-        else:
-            np.multiply(stored, np.float32(STEP), out=rows_RJC)
-
-    def check(self, place: int, header: bytes | memoryview, values: memoryview) -> None:
-        """Hold a payload against the index.
-
-        Raises:
-            UserError: It is damaged.
-        """
-        shape = (int(self.bodies[place]), int(self.frames[place]), self.joints, 3)
-        crc32 = zlib.crc32(values, zlib.crc32(header))
-        if crc32 != self.crc32[place] or header != payload_header(shape, self.precision):
-            raise self._damaged(
-                place,
-                found=f"{len(header) + len(values)} bytes with crc32 {crc32:08x}",
-                expected=f"{self.size[place]} bytes with crc32 {int(self.crc32[place]):08x}",
-            )
-
-    def _check_places(self) -> None:
-        names, which = np.unique(self.shard, return_inverse=True)
-        files = np.array([_size(self.folder / str(name)) for name in names])
-        row_bytes = self.joints * 3 * ITEM[self.precision].itemsize
-        values = self.size - PAYLOAD_HEADER
-        inside = (self.offset >= 0) & (self.offset <= files[which] - self.size)
-        fits = (self.bodies > 0) & (self.frames > 0) & (values % row_bytes == 0)
-        fits &= values // row_bytes == self.rows
-        for place in np.flatnonzero(~(inside & fits))[:1]:
-            shape = f"{self.bodies[place]} x {self.frames[place]} x {self.joints} x 3"
-            raise self._damaged(
-                place,
-                found=f"{self.size[place]} bytes for {shape} {self.precision} in the index, "
-                f"and a shard of {files[which[place]]} bytes",
-                expected=f"{PAYLOAD_HEADER + int(self.rows[place]) * row_bytes} bytes in the shard",
-            )
-        if self.size.sum() > files.sum():
-            raise UserError(
-                "samples of the index overlap", file=self.folder / INDEX, remedy=_REMEDY
-            )
-
-    def _damaged(self, place: int, *, found: str, expected: str) -> UserError:
-        return UserError(
-            f"the sample {self.key[place]} is damaged",
-            file=self.folder / str(self.shard[place]),
-            place=f"byte {self.offset[place]}",
-            found=found,
-            expected=expected,
-            remedy=f"`skelpipe verify {self.folder}` tells all that is damaged; {_REMEDY}",
-        )
+def _payloads(folder: Path, table: pa.Table) -> Payloads:
+    card = read_card(folder)
+    return Payloads(folder, card, table, Files(folder))
 
 
 def _present(flat_RJC: Tensor) -> Tensor:
@@ -320,33 +224,3 @@ def _present(flat_RJC: Tensor) -> Tensor:
     open_O = (~present_R).nonzero().squeeze(1)
     present_R[open_O] = (flat_RJC[open_O] != 0).flatten(1).any(1)
     return present_R
-
-
-def _int64(table: pa.Table, column: str) -> npt.NDArray[np.int64]:
-    return np.array(table[column].to_numpy(), dtype=np.int64)
-
-
-def _size(path: Path) -> int:
-    try:
-        return path.stat().st_size
-    except OSError as error:
-        raise _unreadable(path, error) from error
-
-
-def _open(path: Path) -> BufferedReader:
-    try:
-        return path.open("rb")
-    except OSError as error:
-        raise _unreadable(path, error) from error
-
-
-def _map(path: Path) -> mmap.mmap:
-    try:
-        with path.open("rb") as file:
-            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    except (OSError, ValueError) as error:
-        raise _unreadable(path, error) from error
-
-
-def _unreadable(path: Path, error: Exception) -> UserError:
-    return UserError("a shard cannot be read", file=path, found=error, remedy=_REMEDY)
