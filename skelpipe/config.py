@@ -85,7 +85,9 @@ class Mask(Settings):
         "tube", description="motion: the limited one of Table 6, MAMP's independent joints (S39)"
     )
     local_kind: MaskKind = "tube"
-
+    motion_tau: float = Field(
+        0.80, gt=0, description="temperature of motion; MAMP has 0.75 on NTU RGB+D 120"
+    )
     ratio: Range = (0.5, 0.9)
     min_area: int = Field(8, ge=1)
     max_area: float = Field(0.5, gt=0, le=1, description="share of a view's tokens")
@@ -198,6 +200,15 @@ class Recipe(Settings):
             raise ValueError(
                 f"views of {wrong[0]} frames do not divide into patches of {patch} frames "
                 "(encoder.patch_frames)"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _masked_tokens_exist(self) -> Self:
+        if self.mask.global_kind == "none" and self.loss.mask_weight:
+            raise ValueError(
+                "mask.global_kind none leaves masked feature modelling without a token: "
+                f"loss.mask_weight must be 0, not {self.loss.mask_weight:g}"
             )
         return self
 

@@ -31,32 +31,36 @@ def _mix(x: Tensor) -> Tensor:
 
 def fold(*parts: int | Tensor) -> Tensor:
     """One int64 key out of integers and integer tensors, which broadcast; their order matters."""
-    key = torch.zeros((), dtype=torch.int64)
+    tensors = [part for part in parts if isinstance(part, Tensor)]
+    device = tensors[0].device if tensors else None
+    key = torch.zeros((), dtype=torch.int64, device=device)
     for part in parts:
         if isinstance(part, Tensor):
-            key, part = key.to(part.device), part.to(torch.int64)
+            part = part.to(torch.int64)
         key = _mix(key * _MULTIPLY_2 + part + _GOLDEN)
     return key
 
 
-def bits(key: Tensor, name: str, count: int) -> Tensor:
+def bits(key: Tensor, name: str, count: int, first: int = 0) -> Tensor:
     """``count`` 64-bit words for each key.
 
     Args:
         key: Keys, shape (...), int64.
         name: What is drawn; another name gives independent words from the same key.
         count: Words per key.
+        first: Place of the first word in the key's endless row of them, so that a row can be
+            drawn piece by piece, as far as it is used.
 
     Returns:
         Shape (..., count), int64.
     """
-    counter = torch.arange(1, count + 1, dtype=torch.int64, device=key.device) * _GOLDEN
-    return _mix(_mix(key ^ zlib.crc32(name.encode()))[..., None] + counter)
+    place = torch.arange(first + 1, first + count + 1, dtype=torch.int64, device=key.device)
+    return _mix(_mix(key ^ zlib.crc32(name.encode()))[..., None] + place * _GOLDEN)
 
 
-def uniform(key: Tensor, name: str, count: int) -> Tensor:
-    """Uniform in [0, 1) on a grid of 2^-24, shape (..., count), float32."""
-    return _shift(bits(key, name, count), 40).to(torch.float32) * 2.0**-24
+def uniform(key: Tensor, name: str, count: int, first: int = 0) -> Tensor:
+    """Uniform in [0, 1) on a grid of 2^-24, shape (..., count), float32; ``first`` as in `bits`."""
+    return _shift(bits(key, name, count, first), 40).to(torch.float32) * 2.0**-24
 
 
 def below(key: Tensor, name: str, count: int, bound: int | Tensor) -> Tensor:

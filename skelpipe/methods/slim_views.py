@@ -10,18 +10,22 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from skelpipe.config import Recipe
+from skelpipe.config import MaskKind, Recipe
 from skelpipe.random import fold, uniform
 from skelpipe.skeleton import Topology
 from skelpipe.stream.source import Batch
 from skelpipe.views.augment import skeleton_aware
 from skelpipe.views.masking import Subsets, tube_masks
+from skelpipe.views.motion import motion_masks
 from skelpipe.views.sampling import (
     Bodies,
+    Rows,
+    Table,
     fold_bodies,
-    gather_views,
+    interpolate,
     random_interval,
     sample_frames,
+    tabulate,
 )
 
 
@@ -31,7 +35,7 @@ class ViewGroup:
 
     Attributes:
         x_BWJC: Augmented coordinates.
-        mask_BSJ: Tube mask; all False where a view is not masked.
+        mask_BSJ: Masked tokens; all False where a view is not masked.
         body_B: Body of each row, of the batch's bodies.
         view_B: View of each row: 0 and 1 are the globals, then each anchor's locals.
         anchor_B: The global view a row is compared with.
@@ -51,77 +55,140 @@ def draw_views(
 
     Every draw is keyed by (seed, epoch, sample, view). Locals are drawn from their anchor's
     interval (Appendix 0.B) and share nothing else with it: augmentations are per view (S18).
+    Where coordinates are float64, a view is the same bits whatever batch its sample is in.
     """
-    spec = recipe.views
-    device = batch.key_N.device
-    bodies = fold_bodies(batch, spec.absent_body)
-
-    view = torch.arange(2, device=device)
-    key_NV = fold(batch.key_N[:, None], view)
-    start, length = random_interval(
-        key_NV,
-        torch.zeros_like(key_NV),
-        batch.frames_N[:, None].expand(-1, 2),
-        spec.ratio,
-        spec.shortest,
+    bodies = fold_bodies(batch, recipe.views.absent_body)
+    table = tabulate(batch, bodies)
+    placed = place_views(batch, bodies, table, recipe)
+    x = augment_views(placed, table, recipe, topology)
+    masks = mask_views(placed, x, bodies, recipe, subsets)
+    globals_, *locals_ = (
+        ViewGroup(x_BWJC, mask_BSJ, rows.body_B, rows.view_B, rows.anchor_B)
+        for x_BWJC, mask_BSJ, rows in zip(x, masks, placed, strict=True)
     )
+    return bodies, globals_, locals_
 
-    def group(
-        key_NV: Tensor,
-        start: Tensor,
-        length: Tensor,
-        frames: int,
-        view: Tensor,
-        anchor: Tensor,
-        mask_probability: float,
-    ) -> ViewGroup:
-        """Sample, augment and mask the views of one length."""
-        picked = sample_frames(start, length, frames, key_NV)
-        x, present = gather_views(batch, bodies, picked)
-        x = skeleton_aware(
-            key_NV,
-            topology,
-            **recipe.augment.model_dump(exclude={"rotation", "mirroring", "scaling"}),
-        )[bodies.sample_B](x)
-        stands = present.any(-1) | ~bodies.real_B[:, None]
-        body_B, place = stands.nonzero(as_tuple=True)
 
-        settings = recipe.mask
-        # Both bodies share the interval and augmentation, not the mask (S8).
-        number = body_B - torch.searchsorted(bodies.sample_B, bodies.sample_B)[body_B]
-        mask_key = fold(key_NV[bodies.sample_B[body_B], place], number)
-        mask = tube_masks(
-            mask_key,
-            frames // recipe.encoder.patch_frames,
-            subsets.to(x.device),
+@dataclass(frozen=True)
+class Placed:
+    """Views of one length before their coordinates are gathered.
+
+    Attributes:
+        rows: Where their frames lie, shape (B, W).
+        key_B: Key of the draws of each row's (sample, view).
+        body_B, view_B, anchor_B: As in `ViewGroup`.
+    """
+
+    rows: Rows
+    key_B: Tensor
+    body_B: Tensor
+    view_B: Tensor
+    anchor_B: Tensor
+
+
+def place_views(batch: Batch, bodies: Bodies, table: Table, recipe: Recipe) -> list[Placed]:
+    """Draw the intervals and frames of the globals, and of the locals of each size."""
+    spec = recipe.views
+
+    def place(
+        key_NV: Tensor, interval: tuple[Tensor, Tensor], frames: int, view: Tensor, anchor: Tensor
+    ) -> Placed:
+        rows = table.rows(bodies, sample_frames(*interval, frames, key_NV))
+        stands = rows.present.any(-1) | ~bodies.real_B[:, None]
+        body_B, number = stands.nonzero(as_tuple=True)
+        key_B = key_NV[bodies.sample_B[body_B], number]
+        return Placed(rows[body_B, number], key_B, body_B, view[number], anchor[number])
+
+    view = torch.arange(2, device=batch.key_N.device)
+    key_NV = fold(batch.key_N[:, None], view)
+    whole = batch.frames_N[:, None].expand(-1, 2)
+    start, length = random_interval(
+        key_NV, torch.zeros_like(whole), whole, spec.ratio, spec.shortest
+    )
+    placed = [place(key_NV, (start, length), spec.frames, view, view)]
+    anchor = view[: spec.anchors].repeat_interleave(spec.crops)
+    first = len(view)
+    for local in spec.local if spec.crops else ():
+        view = torch.arange(first, first + len(anchor), device=anchor.device)
+        key_NV = fold(batch.key_N[:, None], view)
+        inner = random_interval(
+            key_NV, start[:, anchor], length[:, anchor], local.ratio, spec.shortest
+        )
+        placed.append(place(key_NV, inner, local.frames, view, anchor))
+        first += len(anchor)
+    return placed
+
+
+def augment_views(
+    placed: list[Placed], table: Table, recipe: Recipe, topology: Topology
+) -> list[Tensor]:
+    """Gather and augment the coordinates of views of each length, shapes (B, W, J, 3).
+
+    They are gathered coordinate by coordinate, as the augmentations want them.
+    """
+    transform = skeleton_aware(
+        torch.cat([views.key_B for views in placed]),
+        topology,
+        **recipe.augment.model_dump(),
+        dtype=table.x_RJC.dtype,
+    )
+    frames = len(table.x_RJC)
+    planar = table.x_RJC.movedim(-1, 0).flatten(0, 1)
+    coordinate = torch.arange(3, device=planar.device)[:, None] * frames
+    found, first = [], 0
+    for views in placed:
+        rows = views.rows
+        low, high = (coordinate + place[:, None] for place in (rows.low, rows.high))
+        x_BCWJ = interpolate(planar, low, high, rows.weight[:, None].expand_as(low))
+        found.append(transform[first : first + len(x_BCWJ)].planar(x_BCWJ))
+        first += len(x_BCWJ)
+    return found
+
+
+def mask_views(
+    placed: list[Placed], x: list[Tensor], bodies: Bodies, recipe: Recipe, subsets: Subsets
+) -> list[Tensor]:
+    """Draw the masks of views of each length, shapes (B, S, J).
+
+    Both bodies of a sample share the interval and augmentation, not the mask (S8).
+    """
+    settings, patch = recipe.mask, recipe.encoder.patch_frames
+    sizes, steps = [len(views) for views in x], [views.shape[1] // patch for views in x]
+    kinds = [settings.global_kind, *[settings.local_kind] * (len(x) - 1)]
+    chances = [1.0, *[settings.local_probability] * (len(x) - 1)]
+
+    body = torch.cat([views.body_B for views in placed])
+    number = body - torch.searchsorted(bodies.sample_B, bodies.sample_B)[body]
+    key = fold(torch.cat([views.key_B for views in placed]), number)
+    draws = uniform(key, "masked", 1)[:, 0].split(sizes)
+    mask = torch.zeros(len(key), max(steps), x[0].shape[2], dtype=torch.bool, device=key.device)
+    masks = [views[:, :count] for views, count in zip(mask.split(sizes), steps, strict=True)]
+
+    def masked(kind: MaskKind) -> list[Tensor]:
+        """Of views of each length those that get a mask of a kind."""
+        return [
+            draw < (chance if own == kind else 0.0)
+            for draw, chance, own in zip(draws, chances, kinds, strict=True)
+        ]
+
+    if "tube" in kinds:
+        rows = torch.cat(masked("tube")).nonzero()[:, 0]
+        steps_B = torch.cat([torch.full_like(views.body_B, count)
+                             for views, count in zip(placed, steps, strict=True)])  # fmt: skip
+        tubes = tube_masks(
+            key[rows],
+            steps_B[rows],
+            subsets,
             ratio=settings.ratio,
             min_area=settings.min_area,
             max_area=settings.max_area,
             overshoot=settings.overshoot,
         )
-        masked = uniform(mask_key, "masked", 1) < mask_probability
-        mask = mask & masked[..., None]
-        return ViewGroup(x[body_B, place], mask, body_B, view[place], anchor[place])
-
-    globals_ = group(key_NV, start, length, spec.frames, view, view, 1.0)
-    locals_ = []
-    first = 2
-    for local in spec.local if spec.crops else ():
-        anchor = torch.arange(spec.anchors, device=device).repeat_interleave(spec.crops)
-        view = torch.arange(first, first + len(anchor), device=device)
-        first += len(anchor)
-        key_NV = fold(batch.key_N[:, None], view)
-        inner = random_interval(
-            key_NV, start[:, anchor], length[:, anchor], local.ratio, spec.shortest
-        )
-        locals_.append(
-            group(
-                key_NV,
-                *inner,
-                local.frames,
-                view,
-                anchor,
-                recipe.mask.local_probability,
+        mask[rows, : tubes.shape[1]] = tubes
+    if "motion" in kinds:
+        own_keys = key.split(sizes)
+        for views, own, chosen, own_key in zip(x, masks, masked("motion"), own_keys, strict=True):
+            own[chosen] = motion_masks(
+                own_key[chosen], views[chosen], patch, ratio=settings.ratio, tau=settings.motion_tau
             )
-        )
-    return bodies, globals_, locals_
+    return [own.contiguous() for own in masks]

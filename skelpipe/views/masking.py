@@ -5,27 +5,30 @@ Masks live on tokens: steps of patch_frames frames by joints (S3); True means ma
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from skelpipe.errors import UserError
 from skelpipe.random import below, uniform
 from skelpipe.skeleton import Topology
 
 _MOST_SUBSETS = 20_000  # of one width in one part; all of a 21-joint hand are 3,175
+_WORD = 31  # joints in an int32: its sign is no joint
+_BLOCK = 8  # tubes between two looks at which views have enough
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Subsets:
     """Every contiguous subset of every body part, with its probability.
 
     Attributes:
         joints: One subset a row, shape (S, J), bool.
+        words: The same joints as the bits of K words, shape (S, K), int32.
         width: Joints in it, shape (S,), int64.
         cumulative: Cumulative probability, shape (S,), float64: part uniform, width uniform in
             1 ... |part|, then the subset as grown joint by joint from a random seed.
@@ -33,18 +36,20 @@ class Subsets:
     """
 
     joints: Tensor
+    words: Tensor
     width: Tensor
     cumulative: Tensor
     parts: Tensor
+    _copies: dict[torch.device, Subsets] = field(default_factory=dict, init=False, repr=False)
 
     def to(self, device: torch.device) -> Subsets:
-        """The same table on a device."""
-        return Subsets(
-            self.joints.to(device),
-            self.width.to(device),
-            self.cumulative.to(device),
-            self.parts.to(device),
-        )
+        """The same table on a device, copied there once."""
+        if device == self.joints.device:
+            return self
+        if device not in self._copies:
+            tensors = (self.joints, self.words, self.width, self.cumulative, self.parts)
+            self._copies[device] = Subsets(*(tensor.to(device) for tensor in tensors))
+        return self._copies[device]
 
 
 def contiguous_subsets(topology: Topology, subset: Literal["tree", "slice"]) -> Subsets:
@@ -65,7 +70,8 @@ def contiguous_subsets(topology: Topology, subset: Literal["tree", "slice"]) -> 
                 law[joints] = law.get(joints, 0.0) + share * probability
     table = _table(law, topology)
     cumulative = torch.tensor(list(law.values()), dtype=torch.float64).cumsum(0)
-    return Subsets(table, table.sum(1), cumulative, _table(topology.parts.values(), topology))
+    parts = _table(topology.parts.values(), topology)
+    return Subsets(table, _pack(table), table.sum(1), cumulative, parts)
 
 
 def _table(rows: Collection[Collection[int]], topology: Topology) -> Tensor:
@@ -110,9 +116,47 @@ def _subtrees(part: tuple[int, ...], width: int, topology: Topology) -> dict[fro
     return law
 
 
+def _pack(rows: Tensor) -> Tensor:
+    """Joints as bits: shape (S, J), bool, to (S, K), int32."""
+    spare = -rows.shape[1] % _WORD
+    places = F.pad(rows, (0, spare)).unflatten(1, (-1, _WORD)).to(torch.int64)
+    return (places << torch.arange(_WORD)).sum(-1).to(torch.int32)
+
+
+def _unpack(words: Tensor, joints: int) -> Tensor:
+    """Bits as joints: shape (..., K), int32, to (..., J), bool."""
+    place = torch.arange(_WORD, dtype=torch.int32, device=words.device)
+    return ((words[..., None] >> place) & 1).bool().flatten(-2)[..., :joints]
+
+
+def _ones(words: Tensor) -> Tensor:
+    """How many bits are set in each word (Warren, Hacker's Delight, 5-1)."""
+    pairs = words - ((words >> 1) & 0x55555555)
+    fours = (pairs & 0x33333333) + ((pairs >> 2) & 0x33333333)
+    return (((fours + (fours >> 4)) & 0x0F0F0F0F) * 0x01010101) >> 24
+
+
+def masked_tokens(key: Tensor, tokens: Tensor, ratio: tuple[float, float]) -> Tensor:
+    """How many of a view's N tokens are masked: uniform in [ratio[0] N, ratio[1] N], never all.
+
+    It is drawn for each mask (S7).
+
+    Args:
+        key: Keys of the draws, shape (B,).
+        tokens: N of each view, shape (B,), int64.
+        ratio: Range of the masked share; the paper has (0.5, 0.9).
+
+    Returns:
+        Shape (B,), int64.
+    """
+    highest = (tokens.double() * ratio[1] + 1e-6).floor().long().minimum(tokens - 1)
+    lowest = (tokens.double() * ratio[0] - 1e-6).ceil().long().minimum(highest)
+    return lowest + below(key, "masked tokens", 1, (highest - lowest + 1)[:, None])[:, 0]
+
+
 def tube_masks(
     key: Tensor,
-    steps: int,
+    steps: int | Tensor,
     subsets: Subsets,
     *,
     ratio: tuple[float, float],
@@ -123,14 +167,18 @@ def tube_masks(
 ) -> Tensor:
     """Draw one mask a key (Algorithm 1).
 
-    The number of masked tokens is uniform in [ratio[0] N, ratio[1] N], drawn for each mask (S7),
-    and never all N. A tube's area is uniform between ``min_area`` and the larger of it and the
-    allowed one (S4); the last tube is trimmed to what is left, later steps first, unless
-    ``overshoot`` (S5). After ``max_tubes`` tubes what is left is filled from random parts.
+    The number of masked tokens is that of `masked_tokens`. A tube's area is uniform between
+    ``min_area`` and the larger of it and the allowed one (S4); the last tube is trimmed to what is
+    left, later steps first, unless ``overshoot`` (S5). After ``max_tubes`` tubes what is left is
+    filled from random parts.
+
+    A step's joints are bits of a word, so that a tube is an OR of words and what it adds is a
+    count of bits. All views, of all lengths, get their tubes together, one after the other; now
+    and then those that have enough are put aside.
 
     Args:
         key: Keys of the draws, shape (B,).
-        steps: Temporal tokens of a view, T / P_T.
+        steps: Temporal tokens of a view, T / P_T: of all, or of each, shape (B,), int64.
         subsets: Of `contiguous_subsets`.
         ratio: Range of the masked share; the paper has (0.5, 0.9).
         min_area: A_min in tokens; the paper has 8.
@@ -139,55 +187,85 @@ def tube_masks(
         overshoot: Leave the last tube whole, as the paper's algorithm does.
 
     Returns:
-        Shape (B, steps, J), bool, True = masked.
+        Shape (B, most steps, J), bool, True = masked. Steps that a view has not are False.
     """
-    device = key.device
-    views, joints = len(key), subsets.joints.shape[1]
-    tokens = steps * joints
-    highest = min(math.floor(ratio[1] * tokens + 1e-6), tokens - 1)
-    lowest = min(math.ceil(ratio[0] * tokens - 1e-6), highest)
-    target = lowest + below(key, "masked tokens", 1, highest - lowest + 1)
-    largest = max(int(max_area * tokens), min_area)
+    subsets = subsets.to(key.device)
+    count, joints = len(key), subsets.joints.shape[1]
+    steps_B = torch.full_like(key, steps) if isinstance(steps, int) else steps
+    most = steps if isinstance(steps, int) else int(steps.max()) if count else 1
+    tokens_B = steps_B * joints
+    largest_B = (tokens_B.double() * max_area).long().clamp(min=min_area)
 
-    draws = uniform(key, "tube part", max_tubes).to(torch.float64)
-    chosen = torch.searchsorted(subsets.cumulative, draws, right=True)
-    chosen = chosen.clamp(max=len(subsets.width) - 1)
-    width = subsets.width[chosen]
-    area_draw = uniform(key, "tube area", max_tubes)
-    start_draw = uniform(key, "tube start", max_tubes)
-    step = torch.arange(steps, device=device)
-    mask = torch.zeros(views, tokens, dtype=torch.bool, device=device)
-    count = torch.zeros(views, 1, dtype=torch.int64, device=device)
-    for tube in range(max_tubes):
-        left = target - count
-        if not (left > 0).any():
+    step = torch.arange(most, device=key.device)
+    words = torch.zeros(count, most, subsets.words.shape[1], dtype=torch.int32, device=key.device)
+    # Of each view the tube that was too large, and what there was left for it.
+    last, room = torch.zeros_like(words), torch.zeros_like(key)
+    left = masked_tokens(key, tokens_B, ratio)
+    open_B = torch.arange(count, device=key.device)
+    for first in range(0, max_tubes, _BLOCK):
+        if not len(open_B):
             break
-        roof = left.clamp(max=largest).clamp(min=min_area)
-        area = min_area + area_draw[:, tube, None] * (roof - min_area)
-        duration = (area / width[:, tube, None]).round().long().clamp(1, steps)
-        start = (start_draw[:, tube, None] * (steps - duration + 1)).long()
-        within = (step >= start) & (step < start + duration)
-        fresh = (within[:, :, None] & subsets.joints[chosen[:, tube]][:, None, :]).flatten(1)
-        fresh &= ~mask & (left > 0)
-        if not overshoot:
-            fresh &= fresh.cumsum(1) <= left
-        mask |= fresh
-        count += fresh.sum(1, keepdim=True)
-    left = target - count
-    if (left > 0).any():
-        mask |= _fill(key, mask, left, steps, subsets)
+        tubes = min(_BLOCK, max_tubes - first)
+        own_key, own_steps, largest = key[open_B], steps_B[open_B], largest_B[open_B]
+        chosen = _subset(own_key, first, tubes, subsets)
+        area_draw = uniform(own_key, "tube area", tubes, first)
+        start_draw = uniform(own_key, "tube start", tubes, first)
+        own_left, own_words, own_last = left[open_B], words[open_B], last[open_B]
+        own_room = room[open_B]
+        for tube in range(tubes):
+            roof = own_left.minimum(largest).clamp(min=min_area)
+            area = min_area + area_draw[:, tube] * (roof - min_area)
+            duration = (area / subsets.width[chosen[:, tube]]).round().long()
+            duration = duration.clamp(min=1).minimum(own_steps)
+            start = (start_draw[:, tube] * (own_steps - duration + 1)).long()
+            end = torch.where(own_left > 0, start + duration, 0)
+            within = (step >= start[:, None]) & (step < end[:, None])
+            fresh = torch.where(within[..., None], subsets.words[chosen[:, tube], None], 0)
+            fresh &= ~own_words
+            added = _ones(fresh).sum((1, 2))
+            if overshoot:
+                own_words |= fresh
+                own_left -= added
+                continue
+            large = added > own_left
+            own_words |= fresh.masked_fill(large[:, None, None], 0)
+            own_last = torch.where(large[:, None, None], fresh, own_last)
+            own_room = torch.where(large, own_left, own_room)
+            own_left = torch.where(large, 0, own_left - added)
+        left[open_B], words[open_B], last[open_B], room[open_B] = (
+            own_left, own_words, own_last, own_room,
+        )  # fmt: skip
+        open_B = open_B[own_left > 0]
+
+    mask = _unpack(words, joints).flatten(1)
+    if not overshoot:
+        trimmed = _unpack(last, joints).flatten(1)
+        mask |= trimmed & (trimmed.cumsum(1) <= room[:, None])
+    token = torch.arange(most * joints, device=key.device)
+    if len(open_B):
+        beyond = token >= tokens_B[open_B, None]
+        mask[open_B] |= _fill(key[open_B], mask[open_B] | beyond, left[open_B, None], subsets)
     if overshoot:
         # Even then a view keeps one token to be encoded from (S5).
-        mask[mask.all(1), -1] = False
-    return mask.view(views, steps, joints)
+        full = mask.sum(1) == tokens_B
+        mask &= ~(full[:, None] & (token == tokens_B[:, None] - 1))
+    return mask.view(count, most, joints)
 
 
-def _fill(key: Tensor, mask: Tensor, left: Tensor, steps: int, subsets: Subsets) -> Tensor:
+def _subset(key: Tensor, first: int, count: int, subsets: Subsets) -> Tensor:
+    """Rows of the subsets that tubes ``first``, ... have, by the subsets' law: shape (B, count)."""
+    draws = uniform(key, "tube part", count, first).to(torch.float64)
+    chosen = torch.searchsorted(subsets.cumulative, draws, right=True)
+    return chosen.clamp(max=len(subsets.width) - 1)
+
+
+def _fill(key: Tensor, closed: Tensor, left: Tensor, subsets: Subsets) -> Tensor:
     """What is left to mask, taken from one body part after another in random order."""
     part_J = subsets.parts.long().argmax(0)
     # The place in the order at which each joint's part comes.
     place = uniform(key, "fill", len(subsets.parts)).argsort(dim=1, stable=True).argsort(1)
-    rank = place[:, part_J].repeat(1, steps).masked_fill(mask, len(subsets.parts))
+    rank = place[:, part_J].repeat(1, closed.shape[1] // len(part_J))
+    rank = rank.masked_fill(closed, len(subsets.parts))
     chosen = rank.argsort(dim=1, stable=True)
-    taken = torch.arange(mask.shape[1], device=mask.device) < left
-    return torch.zeros_like(mask).scatter(1, chosen, taken)
+    taken = torch.arange(closed.shape[1], device=closed.device) < left
+    return torch.zeros_like(closed).scatter(1, chosen, taken)

@@ -11,6 +11,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from skelpipe.random import below, uniform
 from skelpipe.stream.source import Batch
@@ -24,7 +25,7 @@ class Frames:
 
     Attributes:
         low, high: Neighbouring frames, counted from the recording's first, shape (N, V, W), int64.
-        weight: Share of ``high``, in [0, 1), shape (N, V, W), float32.
+        weight: Share of ``high``, in [0, 1), shape (N, V, W), float64.
     """
 
     low: Tensor
@@ -88,13 +89,13 @@ def sample_frames(start: Tensor, length: Tensor, frames: int, key_NV: Tensor | N
         bin_size = (place + 1) * length // frames - bin_start
         within = below(key_NV, "frame of bin", frames, bin_size.clamp(min=1))
         # W + 1 places for a gap of one frame; the L - W lowest hashes get one.
-        rank = uniform(key_NV, "gap", frames + 1).argsort(dim=-1, stable=True).argsort(-1)
-        gaps = (rank < length - frames).long().cumsum(-1)[..., :frames]
-        picked = torch.where(length >= 2 * frames, bin_start + within, place + gaps)
+        gaps = _lowest(uniform(key_NV, "gap", frames + 1), length - frames)
+        skipped = gaps[..., :frames].cumsum(-1)
+        picked = torch.where(length >= 2 * frames, bin_start + within, place + skipped)
     # Interpolation in integers: the place between two frames, in units of 1 / (2 W).
     between = ((2 * place + 1) * length - frames).clamp(min=0)
     low = between // (2 * frames)
-    weight = (between % (2 * frames)).to(torch.float32) / (2 * frames)
+    weight = (between % (2 * frames)).to(torch.float64) / (2 * frames)
     short = length < frames
     last = length - 1
     return Frames(
@@ -102,6 +103,21 @@ def sample_frames(start: Tensor, length: Tensor, frames: int, key_NV: Tensor | N
         high=first + torch.where(short, (low + 1).minimum(last), picked),
         weight=torch.where(short & (low < last), weight, 0.0),
     )
+
+
+def _lowest(draws: Tensor, count: Tensor) -> Tensor:
+    """True at the ``count`` lowest of the last axis; of equal draws the earlier is the lower.
+
+    Args:
+        draws: Of `uniform`, shape (..., M).
+        count: Shape (..., 1); all are taken where it is above M.
+    """
+    size = draws.shape[-1]
+    # Made distinct by their place: sorted once, the last one taken tells all others.
+    place = torch.arange(size, device=draws.device)
+    distinct = (draws * 2.0**24).long() * size + place
+    last = distinct.sort(dim=-1).values.gather(-1, (count - 1).clamp(0, size - 1))
+    return (distinct <= last) & (count > 0)
 
 
 @dataclass(frozen=True)
@@ -137,27 +153,102 @@ def fold_bodies(batch: Batch, absent_body: Literal["skip", "zeros", "copy"] = "s
     return Bodies(sample_B, start_B, exists_B | (absent_body == "copy"))
 
 
-def gather_views(batch: Batch, bodies: Bodies, frames: Frames) -> tuple[Tensor, Tensor]:
-    """The views' coordinates, interpolated between present frames only.
+@dataclass(frozen=True)
+class Rows:
+    """Where the frames of views lie in a `Table`.
 
-    A frame in which a body is absent stays zero; between an absent and a present frame the
-    present one is taken, so that no body shrinks towards the origin.
+    Attributes:
+        low, high: Rows of the table, shape (..., W), int64.
+        weight: Share of ``high``, shape (..., W), float64.
+        present: False where the body is in neither, shape (..., W), bool.
+    """
+
+    low: Tensor
+    high: Tensor
+    weight: Tensor
+    present: Tensor
+
+    def __getitem__(self, index: tuple[Tensor, Tensor]) -> Rows:
+        return Rows(self.low[index], self.high[index], self.weight[index], self.present[index])
+
+
+@dataclass(frozen=True)
+class Table:
+    """The frames of a batch's samples by themselves, body by body, and a row of zeros at the end.
+
+    A batch of a resident source holds the whole set's rows. These are the few that its views are
+    gathered from again and again.
+
+    Attributes:
+        x_RJC: Coordinates.
+        present_R: False where a body is absent in a frame.
+        start_B: First row of each body.
+    """
+
+    x_RJC: Tensor
+    present_R: Tensor
+    start_B: Tensor
+
+    def rows(self, bodies: Bodies, frames: Frames) -> Rows:
+        """Where the views of each body lie, shape (B, V, W).
+
+        Views are interpolated between present frames only: where a body is absent from one of two
+        frames the other is taken, so that nobody shrinks towards the origin.
+        """
+        begin, zeros = self.start_B[:, None, None], len(self.x_RJC) - 1
+        real = bodies.real_B[:, None, None]
+        weight = frames.weight[bodies.sample_B]
+        low = torch.where(real, begin + frames.low[bodies.sample_B], zeros)
+        high = torch.where(real, begin + frames.high[bodies.sample_B], zeros)
+        high = torch.where(weight > 0, high, low)
+        seen_low, seen_high = self.present_R[low], self.present_R[high]
+        return Rows(
+            torch.where(seen_low, low, high),
+            torch.where(seen_high, high, low),
+            weight,
+            seen_low | seen_high,
+        )
+
+
+def tabulate(batch: Batch, bodies: Bodies) -> Table:
+    """The table of a batch's frames."""
+    rows_N = batch.bodies_N * batch.frames_N
+    own_N = rows_N.cumsum(0) - rows_N
+    shift_R = torch.repeat_interleave(batch.start_N - own_N, rows_N)
+    row_R = torch.arange(len(shift_R), device=shift_R.device) + shift_R
+    return Table(
+        F.pad(batch.flat_RJC[row_R], (0, 0, 0, 0, 0, 1)),
+        F.pad(batch.present_R[row_R], (0, 1)),
+        bodies.start_B - (batch.start_N - own_N)[bodies.sample_B],
+    )
+
+
+def interpolate(table_RX: Tensor, low: Tensor, high: Tensor, weight: Tensor) -> Tensor:
+    """Rows of a table between two rows each: low + weight * (high - low).
+
+    Args:
+        table_RX: Rows of any shape X.
+        low, high, weight: Shape (...).
+
+    Returns:
+        Shape (..., X).
+    """
+    shape = (*low.shape, *table_RX.shape[1:])
+    x = table_RX.index_select(0, low.flatten())
+    between = weight.flatten().nonzero()[:, 0]
+    below = x[between]
+    rise = table_RX[high.flatten()[between]].sub_(below)
+    rise *= weight.flatten()[between].to(x.dtype).view(-1, *[1] * (x.ndim - 1))
+    x.index_copy_(0, between, below.add_(rise))
+    return x.view(shape)
+
+
+def gather_views(batch: Batch, bodies: Bodies, frames: Frames) -> tuple[Tensor, Tensor]:
+    """The views' coordinates.
 
     Returns:
         Coordinates, shape (B, V, W, J, 3), and presence, shape (B, V, W), bool.
     """
-    begin = bodies.start_B[:, None, None]
-    low, high = begin + frames.low[bodies.sample_B], begin + frames.high[bodies.sample_B]
-    weight = frames.weight[bodies.sample_B]
-    seen_low = batch.present_R[low] & bodies.real_B[:, None, None]
-    seen_high = batch.present_R[high] & bodies.real_B[:, None, None]
-    part_low, part_high = (1 - weight) * seen_low, weight * seen_high
-    total = part_low + part_high
-    present = total > 0
-    scale = torch.where(present, 1 / total.clamp(min=1e-12), 0.0)
-    shape = (*low.shape, *batch.flat_RJC.shape[1:])
-    x = batch.flat_RJC[low.flatten()].view(shape) * (part_low * scale)[..., None, None]
-    between = (weight > 0).nonzero(as_tuple=True)
-    share = (part_high * scale)[between][:, None, None]
-    x[between] += batch.flat_RJC[high[between]] * share
-    return x, present
+    table = tabulate(batch, bodies)
+    rows = table.rows(bodies, frames)
+    return interpolate(table.x_RJC, rows.low, rows.high, rows.weight), rows.present

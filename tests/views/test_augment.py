@@ -21,6 +21,9 @@ PAPER = {
     "tilt": 30.0,
     "scale": (0.85, 1.15),
     "symmetric": False,
+    "rotation": "skeleton",
+    "mirroring": "skeleton",
+    "scaling": "bone",
 }
 CLIP = torch.from_numpy(recording(3, 8)[0])
 SWAP = {4: 8, 5: 9, 6: 10, 7: 11, 12: 16, 13: 17, 14: 18, 15: 19, 21: 23, 22: 24}
