@@ -116,8 +116,8 @@ def _show_flops() -> None:
         padding=(0, 1, 0, 0),
     )
     for column in ("method", "what", "tokens"):
-        costs.add_column(column, overflow="fold")
-    for column in ("paper", "products\n1 body", "\n2 bodies", "everything\n1 body", "\n2 bodies"):
+        costs.add_column(column, no_wrap=column != "what")
+    for column in ("paper", "products\n1 body", "\n2 bodies", "all\n1 body", "\n2 bodies"):
         costs.add_column(column, justify="right", no_wrap=True)
     for group in groups:
         shown = ""

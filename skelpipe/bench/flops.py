@@ -153,13 +153,12 @@ def count(work: Callable[[], object]) -> Flop:
 
 
 def _elements(times: int) -> Callable[..., int]:
-    """So many operations for every element of the (first) result."""
+    """So many operations for every element of the result."""
+    return lambda *_, out_shape, **__: times * math.prod(out_shape)
 
-    def flop(*_: Any, out_shape: Any, **__: Any) -> int:
-        several = isinstance(out_shape[0], torch.Size)
-        return times * int(math.prod(out_shape[0] if several else out_shape))
 
-    return flop
+def _norm(*_: Any, out_shape: Any, **__: Any) -> int:
+    return 5 * int(math.prod(out_shape[0]))  # beside the result: means and deviations
 
 
 def _biased(_: Any, a: Any, b: Any, *, out_shape: Any, **__: Any) -> int:
@@ -178,7 +177,7 @@ _ELEMENTWISE = {
     _aten.mul: _times,
     _aten.neg: _elements(1),
     _aten.gelu: _elements(1),
-    _aten.native_layer_norm: _elements(5),
+    _aten.native_layer_norm: _norm,
     _aten._softmax: _elements(2),
     _aten._safe_softmax: _elements(2),
 }
@@ -353,11 +352,11 @@ def notes(published: Published, recipe: Recipe) -> list[str]:
     again = sum(piece.flop for piece in work if piece.what == "prototypes, recomputed")
     step = sum(piece.flop for piece in work) - again
     return [
-        "FLOP are 2 a multiply-add. Products: matrix products, attention's among them. Everything: "
+        "FLOP are 2 a multiply-add. Products: matrix products, attention's among them. All: "
         "biases, norms, GELU, softmax, scaling and sums too, which is how the published figures "
         "of masked autoencoders count, for two bodies. A figure without a count is quoted only.",
-        f"MAMP leaves {visible_tokens(steps * joints)} tokens visible, as its 10 % are rounded down "
-        "after a rounding error; its decoder has 5 layers, on NTU-60 3.",
+        f"MAMP leaves {visible_tokens(steps * joints)} tokens visible, as its 10 % are rounded "
+        "down after a rounding error; its decoder has 5 layers, on NTU-60 3.",
         f"The published decoder, {mamp.training.decoder:g}, is 5 blocks and their norm alone, "
         f"without what embeds and predicts: {decoder.everything / 1e9:.2f}.",
         f"SLiM's {slim.inference:g} does not follow from the published architecture: one body is "
