@@ -6,6 +6,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich import box
 from rich.table import Table
 
 from .console import console
@@ -21,6 +22,7 @@ class What(StrEnum):
     stream = "stream"
     views = "views"
     damage = "damage"
+    flops = "flops"
     all_ = "all"
 
 
@@ -43,8 +45,9 @@ def bench(
     Both run in the same rounds, in turns; rates and ratios are medians of three. Rates are this
     machine's; compare ratios. Of prepare, private memory is told as well, for few files and for
     many. `damage` makes 2,000 faults in a small set and counts who finds them: `skelpipe verify`,
-    our loader, plain webdataset; `all` leaves it out. Everything is written to a temporary folder
-    and removed.
+    our loader, plain webdataset. `flops` measures nothing: it counts the operations of SLiM and of
+    the masked autoencoders of its Table 1. `all` leaves these two out. Everything is written to a
+    temporary folder and removed.
 
     Examples:
 
@@ -75,6 +78,9 @@ def bench(
             table = markdown(damage())
         console.print(table, markup=False, soft_wrap=True)
         return
+    if what is What.flops:
+        _show_flops()
+        return
     console.print(machine(), soft_wrap=True)
     for stage in _TITLES if what is What.all_ else (what,):
         console.print(_table(stage, measure(stage)))
@@ -91,3 +97,57 @@ def _table(stage: What, rows: list[Row]) -> Table:
         ratio = "" if row.ratio is None else f"{row.ratio:.1f}"
         table.add_row(row.what, f"{value} {row.unit}", megabytes, ratio)
     return table
+
+
+def _show_flops() -> None:
+    """Table 1's efficiency columns beside our counts, and what SLiM's training takes in all."""
+    from skelpipe.bench.flops import forward, load_published, notes, other_readings, table_1
+    from skelpipe.config import load_recipe
+
+    published, recipe = load_published(), load_recipe("slim")
+    with console.status("counting"):
+        groups = table_1(published, recipe), other_readings(recipe)
+        parts, remarks = forward(recipe), notes(published, recipe)
+
+    costs = Table(
+        title=f"{published.title}, beside GFLOP as counted",
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+    )
+    for column in ("method", "what", "tokens"):
+        costs.add_column(column, no_wrap=column != "what")
+    for column in ("paper", "products\n1 body", "\n2 bodies", "all\n1 body", "\n2 bodies"):
+        costs.add_column(column, justify="right", no_wrap=True)
+    for group in groups:
+        shown = ""
+        for cost in group:
+            counts = [""] * 4
+            if cost.flop is not None:
+                one, two = cost.flop
+                numbers = (one.products, two.products, one.everything, two.everything)
+                counts = [f"{number / 1e9:.2f}" for number in numbers]
+            quoted = "" if cost.published is None else f"{cost.published:.2f}"
+            method = "" if cost.method == shown else cost.method
+            costs.add_row(method, cost.what, cost.tokens, quoted, *counts)
+            shown = cost.method
+        costs.add_section()
+    console.print(costs)
+
+    whole = Table(
+        title="SLiM's forward pass in training, a sample with one body (products)",
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+    )
+    whole.add_column("part")
+    whole.add_column("on")
+    for column in ("GMAC", "GFLOP"):
+        whole.add_column(column, justify="right")
+    for part in parts:
+        whole.add_row(part.what, part.rows, f"{part.gmac:.2f}", f"{2 * part.gmac:.2f}")
+    total = sum(part.gmac for part in parts)
+    whole.add_section()
+    whole.add_row("in all", "", f"{total:.2f}", f"{2 * total:.2f}")
+    console.print(whole)
+    for remark in remarks:
+        console.print(remark, markup=False, soft_wrap=True)
