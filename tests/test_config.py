@@ -168,6 +168,68 @@ def test_a_recipe_file_that_cannot_be_read_is_named(tmp_path: Path, content: byt
         load_recipe(str(path))
 
 
+def write_recipes(folder: Path, **texts: str) -> dict[str, str]:
+    """Recipe files by name; returns their paths."""
+    for name, text in texts.items():
+        (folder / f"{name}.toml").write_text(text, encoding="utf-8")
+    return {name: str(folder / f"{name}.toml") for name in texts}
+
+
+def test_a_recipe_stands_on_its_base_and_changes_stand_on_both(tmp_path: Path) -> None:
+    paths = write_recipes(
+        tmp_path,
+        low='base = "slim-tiny"\ntitle = "Low"\n[train]\nepochs = 7\nbatch = 9\n'
+        "[views]\nlocal = [{ frames = 24, ratio = [0.1, 0.2] }]\n",
+        high='base = "low.toml"\n[train]\nepochs = 5\n[encoder]\nlayers = 1\n',
+    )
+    tiny, recipe = load_recipe("slim-tiny"), load_recipe(paths["high"], ["encoder.layers=3"])
+    assert (recipe.name, recipe.title) == ("high", "")  # each recipe's own
+    assert (recipe.train.epochs, recipe.train.batch) == (5, 9)  # merged key by key
+    assert [local.frames for local in recipe.views.local] == [24]  # lists are replaced whole
+    assert recipe.encoder.layers == 3
+    assert recipe.encoder.dim == tiny.encoder.dim != Recipe(name="x").encoder.dim
+    assert recipe.optim == tiny.optim
+    assert "base" not in recipe.model_dump()  # what a run stores is resolved
+
+
+def test_another_base_may_stand_in(tmp_path: Path) -> None:
+    paths = write_recipes(tmp_path, mine='base = "slim"\n[loss]\nmask_weight = 0.5\n')
+    recipe = load_recipe(paths["mine"], base="slim-tiny")
+    expected = load_recipe("slim-tiny", ["loss.mask_weight=0.5", "name=mine"])
+    assert recipe == expected.model_copy(update={"title": ""})
+    assert load_recipe(paths["mine"]).encoder == load_recipe("slim").encoder
+
+
+def test_a_wrong_base_is_named(tmp_path: Path) -> None:
+    paths = write_recipes(
+        tmp_path,
+        unknown='base = "slim-tyni"\n',
+        data='base = "ntu60"\n',
+        number="base = 5\n",
+        missing='base = "nowhere.toml"\n',
+        itself='base = "itself.toml"\n',
+        one=f'base = "../{tmp_path.name}/two.toml"\n',
+        two='base = "three.toml"\n',
+        three='base = "one.toml"\n',
+        wrong='base = "slim-tiny"\n[train]\nepoch = 3\n',
+        scalar='base = "slim-tiny"\ntrain = 3\n',
+    )
+    for name, said in {
+        "unknown": "unknown base 'slim-tyni'(.|\n)*did you mean 'slim-tiny'",
+        "data": "unknown base 'ntu60'",
+        "number": "is no name",
+        "missing": r"nowhere\.toml",
+        "itself": r"stands on itself(.|\n)*itself\.toml on .*itself\.toml",
+        "one": r"stands on itself(.|\n)*one\.toml on .*two\.toml on .*three\.toml on .*one\.toml",
+        "wrong": "did you mean 'train.epochs'",
+        "scalar": "place: train",
+    }.items():
+        with pytest.raises(UserError, match=said):
+            load_recipe(paths[name])
+    with pytest.raises(UserError, match="has no setting 'base'"):
+        load_recipe("slim-tiny", ["base=slim"])
+
+
 def test_build_names_what_it_builds() -> None:
     with pytest.raises(UserError, match="recipe 'x'"):
         build(Recipe, {"name": "x", "trian": {}}, what="recipe 'x'")
