@@ -57,7 +57,7 @@ def pretrain(
     ] = None,
     timeout: Annotated[
         float, typer.Option(min=1, help="Seconds after which a silent rank is given up.")
-    ] = 30.0,
+    ] = 25.0,
     yes: Annotated[
         bool, typer.Option("--yes", help="Start even if it will take days or more memory.")
     ] = False,

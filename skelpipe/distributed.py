@@ -108,7 +108,7 @@ def process_group(device: torch.device, timeout: float) -> Iterator[None]:
             raise
         raise UserError(
             f"rank {launch().rank} stopped: another rank was lost or does not answer",
-            found=str(error).splitlines()[0],
+            found=str(error).splitlines()[0].rpartition("] ")[2].partition(". ")[0],
             expected=f"an answer within {timeout:g} s",
             remedy="see what the first rank that failed says; the last checkpoint stands, "
             "continue with `skelpipe pretrain --resume`",
