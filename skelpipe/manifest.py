@@ -476,7 +476,7 @@ _DATASET: TypeAdapter[AnyDataset] = TypeAdapter(Annotated[AnyDataset, Discrimina
 
 
 def manifest_names(kind: str) -> list[str]:
-    """Names of the packaged manifests of a kind ("dataset", "topology", "recipe", "protocol")."""
+    """Names of the packaged manifests of a kind, such as "dataset", "topology" or "recipe"."""
     folder = resources.files("skelpipe.manifests")
     found = []
     for file in folder.iterdir():
