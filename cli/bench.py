@@ -10,8 +10,11 @@ from rich import box
 from rich.table import Table
 
 from .console import console
+from .options import choose_device
 
 if TYPE_CHECKING:
+    import torch
+
     from skelpipe.bench.measure import Row
 
 
@@ -21,6 +24,8 @@ class What(StrEnum):
     prepare = "prepare"
     stream = "stream"
     views = "views"
+    prototypes = "prototypes"
+    step = "step"
     damage = "damage"
     flops = "flops"
     all_ = "all"
@@ -30,7 +35,9 @@ _TITLES = {
     What.prepare: "prepare: raw text to finished shards (MB of text)",
     What.stream: "stream: shards to samples, 1 process (MB of coordinates)",
     What.views: "views: the 14 of a sample under recipe slim",
+    What.prototypes: "prototypes: Sinkhorn-Knopp, cross-entropy and gradients over 65,536",
 }
+_ALL = (What.prepare, What.stream, What.views)
 
 
 def bench(
@@ -39,6 +46,19 @@ def bench(
         int, typer.Option(min=4, max=5000, help="Generated recordings to measure with.")
     ] = 240,
     threads: Annotated[int, typer.Option(min=1, help="Of stream and views.")] = 1,
+    recipe: Annotated[
+        str | None,
+        typer.Option(help="Of step. [default: slim on a GPU, slim-tiny on a CPU]"),
+    ] = None,
+    change: Annotated[
+        list[str] | None, typer.Option("--set", help="Change a setting of step's recipe.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="Of prototypes and step: auto, cpu, cuda.")] = "auto",
+    precision: Annotated[
+        str | None,
+        typer.Option(help="Of prototypes and step. [default: bf16 on a GPU, float32 on a CPU]"),
+    ] = None,
+    rows: Annotated[int, typer.Option(min=64, help="Of prototypes: N.")] = 8192,
 ) -> None:
     """Measure a stage against the plain way of doing it, on generated recordings.
 
@@ -46,7 +66,9 @@ def bench(
     machine's; compare ratios. Of prepare, private memory is told as well, for few files and for
     many. `damage` makes 2,000 faults in a small set and counts who finds them: `skelpipe verify`,
     our loader, plain webdataset. `flops` measures nothing: it counts the operations of SLiM and of
-    the masked autoencoders of its Table 1. `all` leaves these two out. Everything is written to a
+    the masked autoencoders of its Table 1. `prototypes` measures the losses over 65,536 prototypes
+    (minutes and 12 GB of memory on a CPU), `step` a whole training step, with the encoder compiled
+    and not, beside a roofline. `all` is prepare, stream and views. Everything is written to a
     temporary folder and removed.
 
     Examples:
@@ -54,6 +76,8 @@ def bench(
         skelpipe bench views
 
         skelpipe bench prepare --recordings 1000      (steadier on a busy machine)
+
+        skelpipe bench step --recipe slim --set train.batch=768 --set train.micro_batch=96
     """
     from skelpipe.bench.measure import machine
 
@@ -81,8 +105,14 @@ def bench(
     if what is What.flops:
         _show_flops()
         return
+    if what is What.step:
+        _show_step(recipe, change or [], choose_device(device), precision)
+        return
+    if what is What.prototypes:
+        _show_prototypes(rows, choose_device(device), precision)
+        return
     console.print(machine(), soft_wrap=True)
-    for stage in _TITLES if what is What.all_ else (what,):
+    for stage in _ALL if what is What.all_ else (what,):
         console.print(_table(stage, measure(stage)))
 
 
@@ -97,6 +127,79 @@ def _table(stage: What, rows: list[Row]) -> Table:
         ratio = "" if row.ratio is None else f"{row.ratio:.1f}"
         table.add_row(row.what, f"{value} {row.unit}", megabytes, ratio)
     return table
+
+
+def _show_prototypes(rows: int, device: torch.device, precision: str | None) -> None:
+    from skelpipe.bench.measure import machine
+    from skelpipe.bench.prototypes import prototypes
+
+    bf16 = (precision or ("bf16" if device.type == "cuda" else "float32")) == "bf16"
+    console.print(machine(device), soft_wrap=True)
+    with console.status("measuring prototypes"):
+        measured = prototypes(rows, device=device, bf16=bf16)
+    console.print(_table(What.prototypes, measured))
+
+
+def _show_step(
+    name: str | None, changes: list[str], device: torch.device, precision: str | None
+) -> None:
+    """Times of a step, eager and compiled, and where they would lie on this device at best."""
+    from skelpipe.bench.measure import machine
+    from skelpipe.bench.step import step
+    from skelpipe.config import load_recipe
+
+    on_gpu = device.type == "cuda"
+    name = name or ("slim" if on_gpu else "slim-tiny")
+    precision = precision or ("bf16" if on_gpu else "float32")
+    recipe = load_recipe(name, [f"train.precision={precision}", *changes])
+    console.print(machine(device), soft_wrap=True)
+    found = []
+    for compiled in (False, True):
+        with console.status(f"measuring a step{' compiled' if compiled else ''}"):
+            try:
+                found.append(step(recipe, device, compiled=compiled))
+            except RuntimeError as error:  # of the compiler: it needs one for C++, or Triton
+                if not compiled:
+                    raise
+                console.print(f"compiled: not here ({type(error).__name__})")
+    first = found[0]
+    console.print(
+        f"recipe {name}, batch {recipe.train.batch}, micro-batch {first.micro_batch}, {precision}; "
+        f"peaks measured here: {first.peaks.flop_per_s / 1e12:.3g} TFLOP/s, "
+        f"{first.peaks.bytes_per_s / 1e9:.4g} GB/s",
+        soft_wrap=True,
+    )
+    roof = Table(title="roofline of a step", title_justify="left")
+    for column in ("what", "TFLOP", "GB", "least ms"):
+        roof.add_column(column, justify="left" if column == "what" else "right")
+    for row in first.work:
+        least = f"{1e3 * row.least_seconds(first.peaks):.1f}"
+        roof.add_row(row.what, f"{row.flop / 1e12:.3f}", f"{row.bytes / 1e9:.2f}", least)
+    total_bytes = sum(row.bytes for row in first.work)
+    least = f"{1e3 * first.least_seconds:.1f}"
+    roof.add_row("all", f"{first.flop / 1e12:.3f}", f"{total_bytes / 1e9:.2f}", least)
+    console.print(roof)
+    times = Table(title="measured", title_justify="left")
+    for column in ("encoder", "ms", "of it input", "times least", "of peak", "GB", "hours"):
+        times.add_column(column, justify="left" if column == "encoder" else "right")
+    for one in found:
+        peak = one.nominal or one.peaks.flop_per_s
+        times.add_row(
+            "compiled" if one.compiled else "eager",
+            f"{1e3 * one.seconds:.1f}",
+            f"{100 * one.input_seconds / one.seconds:.1f} %",
+            f"{one.seconds / one.least_seconds:.2f}",
+            f"{100 * one.flop / one.seconds / peak:.1f} %",
+            f"{one.memory / 1e9:.1f}",
+            f"{one.hours:.2f}",
+        )
+    console.print(times)
+    console.print(
+        f"hours: {first.epochs} epochs of NTU RGB+D 60 cross-subject, {first.steps_per_epoch} "
+        f"steps each. Of peak: of {'the data sheet' if first.nominal else 'the measured peak'}. GB: most "
+        f"allocated {'on the device' if on_gpu else 'by the process'}.",
+        soft_wrap=True,
+    )
 
 
 def _show_flops() -> None:

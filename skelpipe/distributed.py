@@ -76,7 +76,8 @@ def world() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
-_patient: dist.ProcessGroup | None = None
+_swift: dist.ProcessGroup | None = None
+"""For sums within a step: as fast as the device has, and soon out of patience."""
 
 
 @contextmanager
@@ -84,20 +85,22 @@ def process_group(device: torch.device, timeout: float) -> Iterator[None]:
     """Join the other ranks for the time of the block; nothing where there is one rank.
 
     Args:
-        device: Of this rank: NCCL joins GPUs, Gloo CPUs.
-        timeout: Seconds after which a rank that others wait for is given up.
+        device: Of this rank: in a step NCCL joins GPUs, Gloo CPUs.
+        timeout: Seconds after which a rank that others wait for in a step is given up.
 
     Raises:
         UserError: Another rank was lost or does not answer.
     """
-    global _patient
+    global _swift
     if launch().world == 1:
         yield
         return
-    backend = "nccl" if device.type == "cuda" else "gloo"
     try:
-        dist.init_process_group(backend, timeout=timedelta(seconds=timeout))
-        _patient = dist.new_group(backend="gloo", timeout=_PATIENCE)
+        # Ranks start at their own pace: only when all are here does the short timeout apply.
+        dist.init_process_group("gloo", timeout=_PATIENCE)
+        dist.barrier()
+        backend = "nccl" if device.type == "cuda" else "gloo"
+        _swift = dist.new_group(backend=backend, timeout=timedelta(seconds=timeout))
         yield
     except RuntimeError as error:
         # Gloo tells of a lost or silent peer by a plain RuntimeError, NCCL by a kind of it.
@@ -114,7 +117,7 @@ def process_group(device: torch.device, timeout: float) -> Iterator[None]:
             "continue with `skelpipe pretrain --resume`",
         ) from error
     finally:
-        _patient = None
+        _swift = None
         if dist.is_initialized():
             dist.destroy_process_group()
 
@@ -122,7 +125,7 @@ def process_group(device: torch.device, timeout: float) -> Iterator[None]:
 def sum_over_ranks(tensor: Tensor) -> Tensor:
     """Sum a tensor over the ranks, in place."""
     if world() > 1:
-        dist.all_reduce(tensor)
+        dist.all_reduce(tensor, group=_swift)
     return tensor
 
 
@@ -168,8 +171,8 @@ def on_any_rank(*flags: bool, device: torch.device) -> list[bool]:
 
 def wait_for_all() -> None:
     """Wait, for up to half an hour, until every rank is here."""
-    if _patient is not None:
-        dist.barrier(_patient)
+    if world() > 1:
+        dist.barrier()
 
 
 def first_rank_alone(work: Callable[[], str]) -> str:
@@ -178,7 +181,7 @@ def first_rank_alone(work: Callable[[], str]) -> str:
     Raises:
         UserError: What rank 0 raised, on every rank.
     """
-    if _patient is None:
+    if world() == 1:
         return work()
     error: UserError | None = None
     answer = ""
@@ -188,11 +191,11 @@ def first_rank_alone(work: Callable[[], str]) -> str:
         except UserError as raised:
             error, answer = raised, "!" + str(raised)
     length = torch.tensor([len(answer.encode())])
-    dist.broadcast(length, 0, group=_patient)
+    dist.broadcast(length, 0)
     text = torch.zeros(int(length), dtype=torch.uint8)
     if rank() == 0:
         text = torch.frombuffer(bytearray(answer.encode()), dtype=torch.uint8)
-    dist.broadcast(text, 0, group=_patient)
+    dist.broadcast(text, 0)
     if error is not None:
         raise error
     answer = bytes(text.tolist()).decode()

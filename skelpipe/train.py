@@ -161,7 +161,6 @@ def train(
         path = save_checkpoint(folder, step, *networks, optimiser, {**state, **place}, keep)
         return str(path)
 
-    autocast = recipe.train.precision == "bf16"
     with _metrics(folder, step) if alone else nullcontext(_drop) as log, _stop_signals() as asked:
         while step < total:
             began = time.perf_counter()
@@ -177,31 +176,18 @@ def train(
                 distributed.first_rank_alone(partial(save, place))
                 raise RunInterrupted
             assert batch is not None
-            optimiser.zero_grad(set_to_none=True)
             parts = [_typed(part, recipe) for part in batch.split(micro)]
-            with torch.autocast(device.type, dtype=torch.bfloat16, enabled=autocast):
-                losses = method.learn(parts, step / total)
-            names = list(losses)
-            values = dict(zip(names, torch.stack([losses[n] for n in names]).tolist(), strict=True))
-            if not math.isfinite(values["loss"]):
-                raise _not_finite(values, step, loader.keys(epoch, epoch_step))
-
-            lr = set_rates(optimiser, recipe, step / total)
-            distributed.sum_gradients(method.student)
-            norms = clip_gradients(method.student, recipe.optim.clip)
-            if not all(math.isfinite(norm) for norm in norms.values()):
-                raise _not_finite(norms, step, loader.keys(epoch, epoch_step))
-            optimiser.step()
+            try:
+                values = take_step(method, optimiser, parts, step, total)
+            except NotFinite as bad:
+                raise _not_finite(bad.values, step, loader.keys(epoch, epoch_step)) from bad
             step += 1
-            method.update_teacher(step / total)
 
             seconds = time.perf_counter() - began
             record: Record = {
                 "step": step,
                 "epoch": loader.epoch + loader.step / max(loader.steps, 1),
-                "lr": lr,
                 **values,
-                **norms,
                 "samples_per_s": loader.batch / seconds,
             }
             last = step in (total, stop_after)
@@ -221,6 +207,48 @@ def train(
             if last:
                 break
     return Path(saved_at)
+
+
+class NotFinite(Exception):  # noqa: N818 -- told to the user with the samples' names
+    """A loss or gradient is not finite."""
+
+    def __init__(self, values: Record) -> None:
+        super().__init__()
+        self.values = values
+
+
+def take_step(
+    method: SLiM, optimiser: torch.optim.Optimizer, parts: list[Batch], step: int, total: int
+) -> Record:
+    """Learn from one global batch, of which ``parts`` are this rank's micro-batches.
+
+    Args:
+        method, optimiser: What learns, changed in place.
+        parts: With the keys of their draws.
+        step: Steps done before, of ``total``.
+
+    Returns:
+        Learning rate, losses and gradient norms, the same on all ranks.
+
+    Raises:
+        NotFinite: Before anything has changed.
+    """
+    recipe, device = method.recipe, parts[0].key_N.device
+    optimiser.zero_grad(set_to_none=True)
+    bf16 = recipe.train.precision == "bf16"
+    with torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16):
+        losses = method.learn(parts, step / total)
+    values = dict(zip(losses, torch.stack(list(losses.values())).tolist(), strict=True))
+    if not math.isfinite(values["loss"]):
+        raise NotFinite(values)
+    distributed.sum_gradients(method.student)
+    norms = clip_gradients(method.student, recipe.optim.clip)
+    if not all(math.isfinite(norm) for norm in norms.values()):
+        raise NotFinite(norms)
+    lr = set_rates(optimiser, recipe, step / total)
+    optimiser.step()
+    method.update_teacher((step + 1) / total)
+    return {"lr": lr, **values, **norms}
 
 
 def open_loader(source: Source, run: Run) -> Loader:

@@ -14,6 +14,10 @@ from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from statistics import median
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass(frozen=True)
@@ -35,13 +39,17 @@ class Row:
     megabytes: float | None = None
 
 
-def machine() -> str:
-    """CPU, cores to use and versions: what a rate cannot be read without."""
+def machine(device: torch.device | None = None) -> str:
+    """CPU, cores to use, the GPU if one is meant, and versions: what a rate is read with."""
     name = platform.processor() or platform.machine()
     if (cpus := Path("/proc/cpuinfo")).exists():
         models = [line for line in cpus.read_text().splitlines() if line.startswith("model name")]
         name = models[0].partition(":")[2].strip() if models else name
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    if device is not None and device.type == "cuda":
+        import torch
+
+        name = f"{torch.cuda.get_device_name(device)} beside {name}"
     packages = ("numpy", "pyarrow", "isal", "torch", "webdataset", "skelpipe")
     versions = ", ".join(f"{package} {version(package)}" for package in packages)
     return f"{name}, {cores} cores; Python {platform.python_version()}, {versions}"
