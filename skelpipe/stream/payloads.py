@@ -22,7 +22,7 @@ from skelpipe.shards.card import STEP, Card
 from skelpipe.shards.index import INDEX
 from skelpipe.shards.tar import ITEM, PAYLOAD_HEADER, payload_header
 
-REMEDY = "copy the prepared set again, or run `skelpipe prepare … --force`"
+_AGAIN = "copy the prepared set again, or run `skelpipe prepare … --force`"
 
 Ints = npt.NDArray[np.int64]
 Span = tuple[str, int, int]
@@ -30,7 +30,12 @@ Span = tuple[str, int, int]
 
 
 class Shards(Protocol):
-    """Where the bytes of shards come from."""
+    """Where the bytes of shards come from.
+
+    ``remedy`` says what to do about a damaged one.
+    """
+
+    remedy: str
 
     def size(self, name: str) -> int:
         """Bytes of a shard."""
@@ -50,6 +55,7 @@ class Files:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
+        self.remedy = f"`skelpipe verify {folder}` tells all that is damaged; {_AGAIN}"
 
     def size(self, name: str) -> int:
         file = self._folder / name
@@ -224,7 +230,7 @@ class Payloads:
             )
         if self._size.sum() > files.sum():
             raise UserError(
-                "samples of the index overlap", file=self._folder / INDEX, remedy=REMEDY
+                "samples of the index overlap", file=self._folder / INDEX, remedy=_AGAIN
             )
 
     def _damaged(self, place: int, *, found: str, expected: str) -> UserError:
@@ -234,7 +240,7 @@ class Payloads:
             place=f"byte {self._offset[place]}",
             found=found,
             expected=expected,
-            remedy=f"`skelpipe verify {self._folder}` tells all that is damaged; {REMEDY}",
+            remedy=self._shards.remedy,
         )
 
 
@@ -243,4 +249,4 @@ def _int64(table: pa.Table, column: str) -> Ints:
 
 
 def _unreadable(file: Path, error: Exception) -> UserError:
-    return UserError("a shard cannot be read", file=file, found=error, remedy=REMEDY)
+    return UserError("a shard cannot be read", file=file, found=error, remedy=_AGAIN)

@@ -23,6 +23,7 @@ from skelpipe.shards.card import read_card
 from skelpipe.shards.index import read_index
 from skelpipe.stream.buffers import Buffers
 from skelpipe.stream.payloads import Files, Payloads
+from skelpipe.stream.remote import Served, url_of
 
 Part = Literal["train", "test"]
 
@@ -215,7 +216,9 @@ def open_source(
 
 def _payloads(folder: Path, table: pa.Table) -> Payloads:
     card = read_card(folder)
-    return Payloads(folder, card, table, Files(folder))
+    served = url_of(folder)
+    shards = Files(folder) if served is None else Served(folder, card, table, served)
+    return Payloads(folder, card, table, shards)
 
 
 def _present(flat_RJC: Tensor) -> Tensor:
