@@ -116,8 +116,10 @@ def train(
         )
     seed = int(run.data["seed"])
     table = select(data, "train", without=run.data["val_subjects"])
-    loader = Loader(open_source(data, table, device, recipe.train.source), recipe.train.batch, seed)
-    total = loader.steps * recipe.train.epochs
+    source = open_source(data, table, device, recipe.train.source)
+    how = recipe.train
+    loader = Loader(source, how.batch, seed, tail=how.tail, workers=how.workers)
+    total = loader.total_steps(how.epochs)
 
     method = build_method(recipe, card.topology, seed).to(device)
     optimiser = build_optimiser(method.student, recipe)
