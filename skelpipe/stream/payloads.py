@@ -118,15 +118,18 @@ class Payloads:
         )
         self._shards = shards
         self._check_places()
-        shapes, self._shape = np.unique(
-            np.stack([self.bodies, self.frames], 1), axis=0, return_inverse=True
+        _, shapes, self._shape = np.unique(
+            self.bodies << 32 | self.frames, return_index=True, return_inverse=True
         )
         self._headers = [
             payload_header((bodies, frames, self.joints, 3), card.precision)
-            for bodies, frames in shapes.tolist()
+            for bodies, frames in zip(
+                self.bodies[shapes].tolist(), self.frames[shapes].tolist(), strict=True
+            )
         ]
         self._maps: list[memoryview | None] = [None] * len(self._names)
         self._opened = np.zeros(len(self._names), dtype=bool)
+        self._unmapped = False  # whether an opened shard is read by spans
         self._renewed: set[int] = set()
         self._lock = Lock()
 
@@ -144,7 +147,7 @@ class Payloads:
         which, first = self._which[places], self._offset[places]
         self._open(which)
         headers, maps = self._headers, self._maps
-        apart = self._apart(places)
+        apart = self._apart(places) if self._unmapped else {}
         floats = self._precision == "float32"
         values = flat_RJC.reshape(-1)
         target = values.data.cast("B")
@@ -177,6 +180,7 @@ class Payloads:
         opened = self._shards.open([self._names[shard] for shard in closed])
         for shard, mapped in zip(closed, opened, strict=True):
             self._maps[shard] = mapped
+            self._unmapped |= mapped is None
             self._opened[shard] = True
 
     def _apart(self, places: Ints) -> dict[int, memoryview]:
