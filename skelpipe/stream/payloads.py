@@ -46,8 +46,8 @@ class Shards(Protocol):
     def spans(self, wanted: Sequence[Span]) -> list[bytes]:
         """Parts of shards that are not mapped."""
 
-    def renew(self, name: str) -> memoryview | None:
-        """As `open`, after what was there has turned out to be damaged."""
+    def renew(self, name: str) -> memoryview:
+        """The bytes of a mapped shard anew, after what was there has turned out to be damaged."""
 
 
 class Files:
@@ -70,7 +70,7 @@ class Files:
     def spans(self, wanted: Sequence[Span]) -> list[bytes]:
         raise AssertionError("every shard is mapped")
 
-    def renew(self, name: str) -> memoryview | None:
+    def renew(self, name: str) -> memoryview:
         return map_file(self._folder / name)
 
 

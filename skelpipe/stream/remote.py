@@ -87,8 +87,7 @@ def fetch_set(url: str, cache: Path | None = None) -> Path:
     card_bytes = _patiently(f"{url}/{CARD}", lambda: files.cat_file(f"{url}/{CARD}"))
     card = parse_card(card_bytes, f"{url}/{CARD}")
     cache = cache or cache_folder()
-    place = hashlib.sha256(f"{url} {card.digest}".encode()).hexdigest()[:16]
-    folder = cache / f"{card.dataset}-{card.split}-{place}"
+    folder = cache / hashlib.sha256(f"{url} {card.digest}".encode()).hexdigest()[:16]
     stamp = card.files.get(INDEX)
     if stamp is None or not _is(folder / INDEX, stamp):
         index = _patiently(f"{url}/{INDEX}", lambda: files.cat_file(f"{url}/{INDEX}"))
@@ -124,9 +123,9 @@ def url_of(folder: Path) -> str | None:
 class Served:
     """The shards of a remote set, fetched on demand into its folder; see `payloads.Shards`.
 
-    Which shards are kept is settled once, in the order of their names, so that no shard is ever
-    fetched twice because another took its place. To make room, shards of other parts and sets that
-    were not opened for the longest time are removed; a process that reads one keeps reading it.
+    Shards are kept while there is room, and none is ever removed for another of the same table: so
+    no shard is fetched over and over. To make room, shards of other parts and sets that were not
+    opened for the longest time are removed at the start; a process that reads one keeps reading it.
 
     Args:
         folder: Of `fetch_set`.
@@ -151,9 +150,11 @@ class Served:
                 raise UserError("the card knows no such shard", file=f"{url}/{CARD}", found=name)
         self._stamps = {name: card.files[name] for name in names}
         self._locks = {name: Lock() for name in names}
-        self._kept = _make_room(folder, self._stamps, cache_size() if size is None else size)
+        self._room = cache_size() if size is None else size
+        self._kept = _make_room(folder, self._stamps, self._room)
+        self._coming: dict[str, int] = {}  # bytes of shards that are being fetched
         self._ranges_work = False
-        self._range_lock = Lock()
+        self._range_lock, self._room_lock = Lock(), Lock()
         _drop_stale_parts(folder.parent)
 
     def size(self, name: str) -> int:
@@ -165,9 +166,9 @@ class Served:
             mapped = dict(zip(kept, threads.map(self._map, kept), strict=True))
         return [mapped.get(name) for name in names]
 
-    def renew(self, name: str) -> memoryview | None:
+    def renew(self, name: str) -> memoryview:
         with self._locks[name]:
-            return self._fetch(name) if name in self._kept else None
+            return self._fetch(name)
 
     def spans(self, wanted: Sequence[Span]) -> list[bytes]:
         with self._range_lock:
@@ -206,14 +207,24 @@ class Served:
                 )
         return [parts[span] for span in wanted]
 
-    def _map(self, name: str) -> memoryview:
-        file = self._folder / name
+    def _map(self, name: str) -> memoryview | None:
+        file, size = self._folder / name, self._stamps[name].size
         with self._locks[name]:
-            if file.is_file() and file.stat().st_size == self._stamps[name].size:
+            if file.is_file() and file.stat().st_size == size:
                 with suppress(OSError, UserError):  # where another process has just removed it
                     os.utime(file)
                     return map_file(file)
-            return self._fetch(name)
+            file.unlink(missing_ok=True)
+            with self._room_lock:
+                taken = sum(_sizes(self._folder.parent).values()) + sum(self._coming.values())
+                if taken + size > self._room:  # others have taken it
+                    return None
+                self._coming[name] = size
+            try:
+                return self._fetch(name)
+            finally:
+                with self._room_lock:
+                    del self._coming[name]
 
     def _fetch(self, name: str) -> memoryview:
         """Fetch a whole shard, at most twice where it comes damaged."""
@@ -308,18 +319,32 @@ def _make_room(folder: Path, stamps: dict[str, FileStamp], size: int) -> set[str
     for name, stamp in stamps.items():
         if sum(kept.values()) + stamp.size <= size:
             kept[folder / name] = stamp.size
-    others = []
-    for file in folder.parent.glob("*/*.tar"):
-        with suppress(FileNotFoundError):
-            if file not in kept:
-                others.append((file.stat().st_mtime_ns, file, file.stat().st_size))
-    room = size - sum(kept.values()) - sum(taken for *_, taken in others)
-    for _, file, taken in sorted(others):
+    found = _sizes(folder.parent)
+    others = [file for file in found if file not in kept]
+    room = size - sum(kept.values()) - sum(found[file] for file in others)
+    for file in sorted(others, key=_opened):
         if room >= 0:
             break
         file.unlink(missing_ok=True)
-        room += taken
+        room += found[file]
     return {file.name for file in kept}
+
+
+def _sizes(cache: Path) -> dict[Path, int]:
+    """Bytes of all shards in the cache."""
+    sizes = {}
+    for file in cache.glob("*/*.tar"):
+        with suppress(FileNotFoundError):
+            sizes[file] = file.stat().st_size
+    return sizes
+
+
+def _opened(file: Path) -> float:
+    """When a shard was last opened; one that is gone comes first."""
+    try:
+        return file.stat().st_mtime
+    except FileNotFoundError:
+        return 0.0
 
 
 def _is(file: Path, stamp: FileStamp) -> bool:

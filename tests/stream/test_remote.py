@@ -255,6 +255,25 @@ def test_room_is_made_at_the_cost_of_what_was_not_used(
     assert sum(file.stat().st_size for file in folder.glob("*.tar")) <= sum(sizes)
 
 
+def test_sources_side_by_side_stay_within_the_cache(
+    server: Server, origin: Path, cache: Path
+) -> None:
+    folder = fetch_set(server.url, cache)
+    card = read_card(folder)
+    room = sum(card.files[name].size for name in TRAIN)
+    train, test = (
+        Served(folder, card, select(folder, part), server.url, size=room)
+        for part in ("train", "test")  # type: ignore[arg-type]
+    )
+    opened = [*test.open(TEST), *train.open(TRAIN)]
+    assert 0 < opened.count(None) < len(opened)
+    assert sum(file.stat().st_size for file in folder.glob("*.tar")) <= room
+    for name, mapped in zip([*TEST, *TRAIN], opened, strict=True):
+        data = (origin / name).read_bytes()
+        part = mapped if mapped is not None else train.spans([(name, 0, len(data))])[0]
+        assert bytes(part) == data
+
+
 SCRIPT = """
 import sys
 from pathlib import Path
