@@ -11,7 +11,7 @@ import typer
 from skelpipe.errors import UserError
 
 from .console import console, show_warning
-from .options import choose_device, newest_set, runs_root, subject_numbers
+from .options import choose_device, newest_set, runs_root, set_folder, subject_numbers
 from .tables import show_table
 
 
@@ -29,7 +29,12 @@ def evaluate(
         Path | None, typer.Option(help="Run folder. [default: the newest with a checkpoint]")
     ] = None,
     data: Annotated[
-        Path | None, typer.Option(help="Prepared set. [default: the one the run was trained on]")
+        Path | None,
+        typer.Option(
+            parser=set_folder,
+            metavar="DIR|URL",
+            help="Prepared set. [default: the one the run was trained on]",
+        ),
     ] = None,
     random_init: Annotated[
         bool, typer.Option("--random-init", help="Evaluate an untrained encoder of the recipe.")

@@ -25,6 +25,17 @@ def runs_root() -> Path:
     return Path(os.environ.get("SKELPIPE_RUNS") or "runs")
 
 
+def set_folder(name: str) -> Path:
+    """A prepared set by its folder or its URL; of a URL, card and index are fetched first.
+
+    Raises:
+        UserError: As `skelpipe.stream.remote.fetch_set`.
+    """
+    from skelpipe.stream.remote import fetch_set, is_url
+
+    return fetch_set(name) if is_url(name) else Path(name)
+
+
 def choose_device(name: str, local_rank: int = 0) -> torch.device:
     """A device by name; "auto" is the GPU where there is one, of several this rank's own."""
     import torch

@@ -92,7 +92,8 @@ def write_set(
                     "shard": shard,
                 }
                 rows.append(vars(sample) | place)
-            files[shard] = FileStamp(size=writer.size, sha256=writer.close())
+            sha256 = writer.close()
+            files[shard] = FileStamp(size=writer.size, sha256=sha256)
     write_index(folder / INDEX, rows)
     index = (folder / INDEX).read_bytes()
     files[INDEX] = FileStamp(size=len(index), sha256=hashlib.sha256(index).hexdigest())

@@ -156,9 +156,18 @@ def read_card(folder: Path) -> Card:
             remedy="make one with `skelpipe prepare DATASET --split SPLIT --raw ARCHIVE`, or name "
             "another folder",
         )
+    return parse_card(file.read_bytes(), file)
+
+
+def parse_card(data: bytes, file: str | Path) -> Card:
+    """The card in the bytes of a card.json; see `read_card`.
+
+    Raises:
+        UserError: They are damaged, or of another format; ``file`` is named.
+    """
     remedy = "prepare the set again: skelpipe prepare DATASET --split SPLIT --force"
     try:
-        table = json.loads(file.read_bytes())
+        table = json.loads(data)
     except (ValueError, RecursionError) as error:
         raise UserError("the card is damaged", file=file, found=error, remedy=remedy) from error
     written = table.get("format") if isinstance(table, dict) else None
@@ -181,7 +190,7 @@ def read_card(folder: Path) -> Card:
             remedy=remedy,
         )
     try:
-        return Card.model_validate_json(file.read_bytes())
+        return Card.model_validate_json(data)
     except ValidationError as error:
         first = error.errors()[0]
         raise UserError(

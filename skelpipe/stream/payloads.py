@@ -22,7 +22,7 @@ from skelpipe.shards.card import STEP, Card
 from skelpipe.shards.index import INDEX
 from skelpipe.shards.tar import ITEM, PAYLOAD_HEADER, payload_header
 
-REMEDY = "copy the prepared set again, or run `skelpipe prepare … --force`"
+_AGAIN = "copy the prepared set again, or run `skelpipe prepare … --force`"
 
 Ints = npt.NDArray[np.int64]
 Span = tuple[str, int, int]
@@ -30,7 +30,12 @@ Span = tuple[str, int, int]
 
 
 class Shards(Protocol):
-    """Where the bytes of shards come from."""
+    """Where the bytes of shards come from.
+
+    ``remedy`` says what to do about a damaged one.
+    """
+
+    remedy: str
 
     def size(self, name: str) -> int:
         """Bytes of a shard."""
@@ -41,8 +46,8 @@ class Shards(Protocol):
     def spans(self, wanted: Sequence[Span]) -> list[bytes]:
         """Parts of shards that are not mapped."""
 
-    def renew(self, name: str) -> memoryview | None:
-        """As `open`, after what was there has turned out to be damaged."""
+    def renew(self, name: str) -> memoryview:
+        """The bytes of a mapped shard anew, after what was there has turned out to be damaged."""
 
 
 class Files:
@@ -50,6 +55,7 @@ class Files:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
+        self.remedy = f"`skelpipe verify {folder}` tells all that is damaged; {_AGAIN}"
 
     def size(self, name: str) -> int:
         file = self._folder / name
@@ -64,7 +70,7 @@ class Files:
     def spans(self, wanted: Sequence[Span]) -> list[bytes]:
         raise AssertionError("every shard is mapped")
 
-    def renew(self, name: str) -> memoryview | None:
+    def renew(self, name: str) -> memoryview:
         return map_file(self._folder / name)
 
 
@@ -112,15 +118,18 @@ class Payloads:
         )
         self._shards = shards
         self._check_places()
-        shapes, self._shape = np.unique(
-            np.stack([self.bodies, self.frames], 1), axis=0, return_inverse=True
+        _, shapes, self._shape = np.unique(
+            self.bodies << 32 | self.frames, return_index=True, return_inverse=True
         )
         self._headers = [
             payload_header((bodies, frames, self.joints, 3), card.precision)
-            for bodies, frames in shapes.tolist()
+            for bodies, frames in zip(
+                self.bodies[shapes].tolist(), self.frames[shapes].tolist(), strict=True
+            )
         ]
         self._maps: list[memoryview | None] = [None] * len(self._names)
         self._opened = np.zeros(len(self._names), dtype=bool)
+        self._unmapped = False  # whether an opened shard is read by spans
         self._renewed: set[int] = set()
         self._lock = Lock()
 
@@ -138,7 +147,7 @@ class Payloads:
         which, first = self._which[places], self._offset[places]
         self._open(which)
         headers, maps = self._headers, self._maps
-        apart = self._apart(places)
+        apart = self._apart(places) if self._unmapped else {}
         floats = self._precision == "float32"
         values = flat_RJC.reshape(-1)
         target = values.data.cast("B")
@@ -171,6 +180,7 @@ class Payloads:
         opened = self._shards.open([self._names[shard] for shard in closed])
         for shard, mapped in zip(closed, opened, strict=True):
             self._maps[shard] = mapped
+            self._unmapped |= mapped is None
             self._opened[shard] = True
 
     def _apart(self, places: Ints) -> dict[int, memoryview]:
@@ -224,7 +234,7 @@ class Payloads:
             )
         if self._size.sum() > files.sum():
             raise UserError(
-                "samples of the index overlap", file=self._folder / INDEX, remedy=REMEDY
+                "samples of the index overlap", file=self._folder / INDEX, remedy=_AGAIN
             )
 
     def _damaged(self, place: int, *, found: str, expected: str) -> UserError:
@@ -234,7 +244,7 @@ class Payloads:
             place=f"byte {self._offset[place]}",
             found=found,
             expected=expected,
-            remedy=f"`skelpipe verify {self._folder}` tells all that is damaged; {REMEDY}",
+            remedy=self._shards.remedy,
         )
 
 
@@ -243,4 +253,4 @@ def _int64(table: pa.Table, column: str) -> Ints:
 
 
 def _unreadable(file: Path, error: Exception) -> UserError:
-    return UserError("a shard cannot be read", file=file, found=error, remedy=REMEDY)
+    return UserError("a shard cannot be read", file=file, found=error, remedy=_AGAIN)

@@ -23,6 +23,7 @@ from skelpipe.shards.card import read_card
 from skelpipe.shards.index import read_index
 from skelpipe.stream.buffers import Buffers
 from skelpipe.stream.payloads import Files, Payloads
+from skelpipe.stream.remote import Served, url_of
 
 Part = Literal["train", "test"]
 
@@ -124,7 +125,7 @@ class Resident:
     def __init__(self, folder: Path, table: pa.Table, device: torch.device) -> None:
         payloads = _payloads(folder, table)
         self.table = table
-        self.device = device
+        self.device = device = _numbered(device)
         start = np.cumsum(payloads.rows) - payloads.rows
         flat = np.empty((int(payloads.rows.sum()), payloads.joints, 3), dtype=np.float32)
         every = payloads.in_file_order()  # one sequential pass over each shard
@@ -167,7 +168,7 @@ class Mapped:
 
     def __init__(self, folder: Path, table: pa.Table, device: torch.device) -> None:
         self.table = table
-        self.device = device
+        self.device = _numbered(device)
         self._payloads = _payloads(folder, table)
         self._buffers = Buffers()
 
@@ -182,7 +183,7 @@ class Mapped:
         shape = (int(rows.sum()), payloads.joints, 3)
         if self.device.type == "cuda":
             # Torch keeps pinned memory for the next batch, and until the copy is done.
-            flat_RJC = torch.empty(shape, pin_memory=True)
+            flat_RJC = torch.empty(shape, dtype=torch.float32, pin_memory=True)
         else:
             flat_RJC = torch.from_numpy(self._buffers.empty(*shape))
         payloads.fill(chosen, start, flat_RJC.numpy())
@@ -215,7 +216,14 @@ def open_source(
 
 def _payloads(folder: Path, table: pa.Table) -> Payloads:
     card = read_card(folder)
-    return Payloads(folder, card, table, Files(folder))
+    served = url_of(folder)
+    shards = Files(folder) if served is None else Served(folder, card, table, served)
+    return Payloads(folder, card, table, shards)
+
+
+def _numbered(device: torch.device) -> torch.device:
+    """The device with its number: plain "cuda" may be another one in another thread."""
+    return torch.empty(0, device=device).device
 
 
 def _present(flat_RJC: Tensor) -> Tensor:

@@ -149,6 +149,13 @@ def test_resuming_at_any_step_gives_the_same_rest(
         assert rows(moved, 9 - begun) == whole[begun:]
 
 
+def test_a_large_set_is_resumed_where_it_stood() -> None:
+    loader = Loader(Numbers(114_000), 768, 3, epoch=37, step=99, rank=1, world=4)
+    begin = 99 * 768 + 192
+    wanted = permutation(114_000, 3, 37)[begin : begin + 192] + 5
+    assert torch.equal(next(loader).row_N, wanted)
+
+
 def test_a_small_carried_epoch_goes_on_where_it_stood() -> None:
     loader = Loader(Numbers(3), 8, 0, tail="carry")
     assert loader.steps == 0
