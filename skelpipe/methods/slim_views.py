@@ -28,6 +28,8 @@ from skelpipe.views.sampling import (
     tabulate,
 )
 
+_CHUNK = 512 * 1024  # bytes of views at once on a CPU: what they pass through stays in its cache
+
 
 @dataclass(frozen=True)
 class ViewGroup:
@@ -137,11 +139,16 @@ def augment_views(
     coordinate = torch.arange(3, device=planar.device)[:, None] * frames
     found, first = [], 0
     for views in placed:
-        rows = views.rows
-        low, high = (coordinate + place[:, None] for place in (rows.low, rows.high))
-        x_BCWJ = interpolate(planar, low, high, rows.weight[:, None].expand_as(low))
-        found.append(transform[first : first + len(x_BCWJ)].planar(x_BCWJ))
-        first += len(x_BCWJ)
+        rows, count, length = views.rows, *views.rows.low.shape
+        x = planar.new_empty(count, length, *table.x_RJC.shape[1:])
+        size = max(_CHUNK // x[0].nbytes, 1) if x.device.type == "cpu" and count else count
+        for begin in range(0, count, size):
+            part = slice(begin, begin + size)
+            low, high = (coordinate + place[part, None] for place in (rows.low, rows.high))
+            x_BCWJ = interpolate(planar, low, high, rows.weight[part, None].expand_as(low))
+            x[part] = transform[first + begin : first + begin + len(low)].planar(x_BCWJ)
+        found.append(x)
+        first += count
     return found
 
 

@@ -52,7 +52,7 @@ class Transform:
         shape = x.shape
         moved = _product(x.flatten(-3, -2), self.joints.mT)
         turned = _product(self.turn, moved.reshape(*shape[:-3], 3, -1))
-        return turned.view(shape).movedim(-3, -1).contiguous()
+        return turned.view(shape).movedim(-3, -1)
 
     def __getitem__(self, index: Tensor | slice) -> Transform:
         return Transform(self.joints[index], self.turn[index])

@@ -233,14 +233,11 @@ def interpolate(table_RX: Tensor, low: Tensor, high: Tensor, weight: Tensor) -> 
     Returns:
         Shape (..., X).
     """
-    shape = (*low.shape, *table_RX.shape[1:])
-    x = table_RX.index_select(0, low.flatten())
-    between = weight.flatten().nonzero()[:, 0]
-    below = x[between]
-    rise = table_RX[high.flatten()[between]].sub_(below)
-    rise *= weight.flatten()[between].to(x.dtype).view(-1, *[1] * (x.ndim - 1))
-    x.index_copy_(0, between, below.add_(rise))
-    return x.view(shape)
+    x, rise = (table_RX.index_select(0, rows.flatten()) for rows in (low, high))
+    share = weight.flatten().to(x.dtype).view(-1, *[1] * (x.ndim - 1))
+    # Operation by operation: what is fused may round otherwise here than there.
+    x += rise.sub_(x).mul_(share)
+    return x.view(*low.shape, *x.shape[1:])
 
 
 def gather_views(batch: Batch, bodies: Bodies, frames: Frames) -> tuple[Tensor, Tensor]:
