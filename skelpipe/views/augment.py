@@ -96,7 +96,8 @@ def _joints(topology: Topology, scale: Tensor, mirrored: Tensor) -> Tensor:
     count = len(topology.joints)
     parts = tuple(topology.parts.values())
     basis = _basis(topology.parents, parts, topology.mirror, scale.device, scale.dtype)
-    return (terms @ basis).unflatten(-1, (count, count))
+    joints: Tensor = (terms @ basis).unflatten(-1, (count, count))
+    return joints
 
 
 @lru_cache(maxsize=8)

@@ -133,14 +133,15 @@ def _pack(rows: Tensor) -> Tensor:
 
 def _unpack(words: Tensor, joints: int) -> Tensor:
     """Bits as joints: shape (..., K), int32, to (..., J), bool."""
-    return ((words[..., None] >> _places(words.device)) & 1).bool().flatten(-2)[..., :joints]
+    ones: Tensor = ((words[..., None] >> _places(words.device)) & 1).bool().flatten(-2)
+    return ones[..., :joints]
 
 
 @lru_cache(maxsize=4)
 def _ones(device: torch.device) -> Tensor:
     """How many bits are set in each number of half a word."""
     number = torch.arange(2**_HALF, device=device)
-    return sum((number >> place) & 1 for place in range(_HALF)).to(torch.uint8)
+    return torch.stack([(number >> place) & 1 for place in range(_HALF)]).sum(0).to(torch.uint8)
 
 
 @lru_cache(maxsize=16)
@@ -218,18 +219,18 @@ def tube_masks(
     for first in range(0, max_tubes, _BLOCK):
         if not len(open_B):
             break
-        drawn = min(_BLOCK, max_tubes - first)
+        tubes = min(_BLOCK, max_tubes - first)
         own_key, own_steps, limit = key[open_B], steps_B[open_B].float(), limits_B[open_B]
         left, free, last = left_B[open_B], free_B[open_B], last_B[open_B]
-        chosen = _subset(own_key, first, drawn, subsets)
-        area_draw = uniform(own_key, "tube area", drawn, first)
-        start_draw = uniform(own_key, "tube start", drawn, first)
-        for tube in range(drawn):
-            word, width = subsets.words[chosen[:, tube]], subsets.width[chosen[:, tube]]
+        chosen = _subset(own_key, first, tubes, subsets)
+        area_draw = uniform(own_key, "tube area", tubes, first)
+        start_draw = uniform(own_key, "tube start", tubes, first)
+        drawn = subsets.words[chosen], subsets.width[chosen], area_draw, start_draw
+        for word, width, share, place in zip(*(draws.unbind(1) for draws in drawn), strict=True):
             roof = left.minimum(limit).clamp_(min=min_area)
-            area = (roof - min_area).mul_(area_draw[:, tube]).add_(min_area)
+            area = roof.sub_(min_area).mul_(share).add_(min_area)
             duration = area.div_(width).round_().clamp_(min=1).minimum(own_steps)
-            start = (own_steps - duration).add_(1).mul_(start_draw[:, tube]).floor_()
+            start = (own_steps - duration).add_(1).mul_(place).floor_()
             going = left > 0
             begin, end = (start * going).int(), ((start + duration) * going).int()
             span = first_steps.index_select(0, end) ^ first_steps.index_select(0, begin)

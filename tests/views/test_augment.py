@@ -6,7 +6,7 @@ import pytest
 import torch
 from builders import KINECT, recording
 
-from skelpipe.random import fold, uniform
+from skelpipe.random import below, fold, uniform
 from skelpipe.views.augment import (
     Transform,
     bone_scaling,
@@ -188,6 +188,93 @@ def test_angles_and_scales_keep_their_ranges() -> None:
     factor = (mirror @ transform.joints)[:, 3, 3]
     assert 0.85 <= float(factor.min()) < 0.86
     assert 1.14 < float(factor.max()) <= 1.15
+
+
+def limited(key: torch.Tensor, **kinds: str) -> Transform:
+    settings = PAPER | {"rotation": "none", "mirroring": "none", "scaling": "none"} | kinds
+    return skeleton_aware(key, KINECT, **settings)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_limited_rotation_is_about_one_axis(seed: int) -> None:
+    key = fold(13, seed)
+    found = limited(key, rotation="axis")(CLIP)
+    angles = [0.0, 0.0, 0.0]
+    if float(uniform(key, "applied", 3)[2]) < 0.5:
+        axis = int(below(key, "axis", 1, 3))
+        angles[axis] = math.radians(30) * (2 * float(uniform(key, "angles", 3)[axis]) - 1)
+    assert torch.allclose(found, literal_rotation(CLIP, *angles), atol=1e-5)
+
+
+def test_limited_rotation_takes_each_axis_alike_and_half_of_the_time() -> None:
+    turn = limited(fold(torch.arange(6000)), rotation="axis").turn
+    kept = (turn.diagonal(dim1=1, dim2=2) == 1).sum(1)  # the axis that a turn leaves alone
+    assert abs(int((kept == 3).sum()) - 3000) < 200
+    axis = (turn.diagonal(dim1=1, dim2=2) == 1)[kept == 1].long().argmax(1)
+    assert bool((torch.bincount(axis) > 850).all())
+    # The trace is 1 + 2 cos(angle).
+    angle = torch.rad2deg((((turn.diagonal(dim1=1, dim2=2).sum(1)) - 1) / 2).clamp(-1, 1).acos())
+    assert 29 < float(angle.max()) < 30.05
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_limited_mirroring_exchanges_joints_and_reflects_nothing(seed: int) -> None:
+    key = fold(14, seed)
+    wanted = CLIP.clone()
+    if float(uniform(key, "applied", 3)[1]) < 0.5:
+        wanted = literal_mirror(CLIP)
+        wanted[..., 0] = -wanted[..., 0]
+    assert torch.equal(limited(key, mirroring="index")(CLIP), wanted)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_limited_scaling_multiplies_each_axis(seed: int) -> None:
+    key = fold(15, seed)
+    wanted = CLIP
+    if float(uniform(key, "applied", 3)[0]) < 0.5:
+        wanted = CLIP * (1 + 0.2 * (2 * uniform(key, "axis scale", 3) - 1))
+    assert torch.allclose(limited(key, scaling="axes")(CLIP), wanted, atol=1e-6)
+
+
+def test_axis_scales_fill_their_range() -> None:
+    turn = limited(fold(torch.arange(3000)), scaling="axes").turn
+    factor = turn.diagonal(dim1=1, dim2=2)
+    assert 0.8 <= float(factor.min()) < 0.802
+    assert 1.198 < float(factor.max()) <= 1.2
+    assert abs(float(torch.corrcoef(factor[factor[:, 0] != 1].T)[0, 1])) < 0.15
+
+
+def test_limited_forms_come_in_the_order_of_the_full_ones() -> None:
+    keys = fold(16, torch.arange(40))
+    kinds = {"rotation": "axis", "mirroring": "skeleton", "scaling": "axes"}
+    whole = limited(keys, **kinds)(CLIP.expand(40, -1, -1, -1))
+    step = CLIP.expand(40, -1, -1, -1)
+    for kind in ("scaling", "mirroring", "rotation"):
+        step = limited(keys, **{kind: kinds[kind]})(step)
+    assert torch.allclose(whole, step, atol=1e-5)
+
+
+def test_none_of_the_three_changes_nothing() -> None:
+    assert torch.equal(limited(fold(torch.arange(9)))(CLIP.expand(9, -1, -1, -1))[3], CLIP)
+
+
+def test_planar_views_are_augmented_alike() -> None:
+    keys = fold(torch.arange(9))
+    transform = skeleton_aware(keys, KINECT, **PAPER)  # type: ignore[arg-type]
+    x = CLIP.expand(9, -1, -1, -1)
+    planar = x.movedim(-1, -3).contiguous()
+    assert torch.equal(transform(x), transform.planar(planar))
+
+
+def test_double_precision_agrees_with_single_and_rounds_the_same_in_every_batch() -> None:
+    keys = fold(17, torch.arange(50))
+    x = CLIP.double().expand(50, -1, -1, -1)
+    whole = skeleton_aware(keys, KINECT, **PAPER, dtype=torch.float64)  # type: ignore[arg-type]
+    single = skeleton_aware(keys, KINECT, **PAPER)  # type: ignore[arg-type]
+    assert torch.allclose(whole(x).float(), single(x.float()), atol=1e-5)
+    for some in (slice(0, 1), slice(7, 10), slice(13, 50)):
+        part = skeleton_aware(keys[some], KINECT, **PAPER, dtype=torch.float64)  # type: ignore[arg-type]
+        assert torch.equal(part(x[some]), whole(x)[some])
 
 
 @pytest.mark.parametrize("symmetric", [True, False])
