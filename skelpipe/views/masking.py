@@ -128,7 +128,8 @@ def _pack(rows: Tensor) -> Tensor:
     """Joints as bits: shape (S, J), bool, to (S, K), int32."""
     spare = -rows.shape[1] % _WORD
     places = F.pad(rows, (0, spare)).unflatten(1, (-1, _WORD)).to(torch.int64)
-    return (places << _places()).sum(-1).to(torch.int32)
+    words: Tensor = (places << _places()).sum(-1).to(torch.int32)
+    return words
 
 
 def _unpack(words: Tensor, joints: int) -> Tensor:
