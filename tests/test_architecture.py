@@ -30,7 +30,7 @@ ALLOWED: dict[str, set[str]] = {
     "train": {"methods", "stream", "shards", "optim", "checkpoint"},
     "protocols": {"methods", "models", "views", "stream", "shards", "optim", "checkpoint"},
     "report": {"protocols", "train", "methods", "stream", "shards", "checkpoint"},
-    "bench": {"prepare", "methods", "stream", "shards"},
+    "bench": {"prepare", "methods", "views", "stream", "shards"},
     "cli": {"report", "protocols", "train", "prepare", "bench", "estimate", "stream", "shards",
             "checkpoint"},
     # The common ones among themselves.
