@@ -104,13 +104,14 @@ def views(
             "masks": lambda: mask_views(placed, x, bodies, recipe, subsets),
         }
         gathered = [views.rows.low.flatten() for views in placed]
+        flat_RX = drawn.flat_RJC.flatten(1)
         ways = {
             "NumPy, one sample at a time": lambda: rate(by_sample, least),
             f"SLiM.views, batches of {batch}, threads: {threads}": whole(
                 lambda: method.views(next(loader))
             ),
             "floor: every frame of every view gathered once": whole(
-                lambda: [table.x_RJC.index_select(0, rows) for rows in gathered]
+                lambda: [flat_RX.index_select(0, rows) for rows in gathered]
             ),
             **{stage: whole(work) for stage, work in stages.items()},
         }

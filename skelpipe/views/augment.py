@@ -42,17 +42,15 @@ class Transform:
 
     def __call__(self, x: Tensor) -> Tensor:
         """Augment views of shape (..., W, J, 3), as many leading axes as the matrices have."""
-        return self.planar(x.movedim(-1, -3))
+        return self.planar(x.movedim(-1, -3)).movedim(-3, -1)
 
     def planar(self, x: Tensor) -> Tensor:
-        """The same for views whose coordinates come first: (..., 3, W, J) -> (..., W, J, 3).
+        """The same for views whose coordinates come first, shape (..., 3, W, J).
 
         In this order both products are plain matrix products of contiguous blocks.
         """
-        shape = x.shape
         moved = _product(x.flatten(-3, -2), self.joints.mT)
-        turned = _product(self.turn, moved.reshape(*shape[:-3], 3, -1))
-        return turned.view(shape).movedim(-3, -1)
+        return _product(self.turn, moved.reshape(*x.shape[:-3], 3, -1)).view(x.shape)
 
     def __getitem__(self, index: Tensor | slice) -> Transform:
         return Transform(self.joints[index], self.turn[index])

@@ -118,7 +118,7 @@ def _subtrees(part: tuple[int, ...], width: int, topology: Topology) -> dict[fro
     return law
 
 
-def _places(device: torch.device | None = None) -> Tensor:
+def _places(device: torch.device) -> Tensor:
     """Bits of a word that stand for joints: no half of it has its sign, so halves are numbers."""
     place = torch.arange(_WORD, dtype=torch.int32, device=device)
     return place + place // _HALF
@@ -128,7 +128,7 @@ def _pack(rows: Tensor) -> Tensor:
     """Joints as bits: shape (S, J), bool, to (S, K), int32."""
     spare = -rows.shape[1] % _WORD
     places = F.pad(rows, (0, spare)).unflatten(1, (-1, _WORD)).to(torch.int64)
-    words: Tensor = (places << _places()).sum(-1).to(torch.int32)
+    words: Tensor = (places << _places(rows.device)).sum(-1).to(torch.int32)
     return words
 
 
@@ -214,8 +214,9 @@ def tube_masks(
     # Numbers are whole and small: float32 holds them exactly.
     limits_B = (tokens_B.double() * max_area).floor().clamp(min=min_area).float()
     left_B = masked_tokens(key, tokens_B, ratio).float()
-    free_B = _pack(torch.ones(1, joints, dtype=torch.bool)).to(key.device).expand(count, most, -1)
-    free_B, last_B = free_B.clone(), torch.zeros_like(free_B)
+    everyone = torch.ones(1, joints, dtype=torch.bool, device=key.device)
+    free_B = _pack(everyone).expand(count, most, -1).contiguous()
+    last_B = torch.zeros_like(free_B)
     open_B = torch.arange(count, device=key.device)
     for first in range(0, max_tubes, _BLOCK):
         if not len(open_B):
