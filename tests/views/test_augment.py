@@ -9,7 +9,7 @@ from builders import KINECT, recording
 from skelpipe.random import below, fold, uniform
 from skelpipe.views.augment import (
     Transform,
-    bone_scaling,
+    joint_terms,
     mirroring,
     rotation,
     skeleton_aware,
@@ -29,6 +29,15 @@ CLIP = torch.from_numpy(recording(3, 8)[0])
 SWAP = {4: 8, 5: 9, 6: 10, 7: 11, 12: 16, 13: 17, 14: 18, 15: 19, 21: 23, 22: 24}
 SWAP |= {right: left for left, right in SWAP.items()}
 STILL = torch.eye(3)
+
+
+def transform_of(joints: torch.Tensor, turn: torch.Tensor) -> Transform:
+    return Transform(torch.ones(1), joints[None], turn)
+
+
+def bone_scaling(scale: torch.Tensor) -> torch.Tensor:
+    """The joint matrix of parts' factors."""
+    return Transform(*joint_terms(KINECT, scale), STILL).joints
 
 
 def literal_rotation(x: torch.Tensor, alpha: float, beta: float, gamma: float) -> torch.Tensor:
@@ -81,17 +90,17 @@ def bones(x: torch.Tensor) -> torch.Tensor:
 
 def test_rotation_equals_algorithm_2() -> None:
     angles = torch.tensor([0.3, -2.0, 0.5])
-    turned = Transform(torch.eye(25), rotation(angles))(CLIP)
+    turned = transform_of(torch.eye(25), rotation(angles))(CLIP)
     assert torch.allclose(turned, literal_rotation(CLIP, 0.3, -2.0, 0.5), atol=1e-6)
 
 
 def test_mirroring_equals_algorithm_3() -> None:
-    assert torch.allclose(Transform(*mirroring(KINECT, CLIP.device))(CLIP), literal_mirror(CLIP))
+    assert torch.allclose(transform_of(*mirroring(KINECT, CLIP.device))(CLIP), literal_mirror(CLIP))
 
 
 def test_scaling_equals_algorithm_4() -> None:
     factors = [0.9, 1.1, 0.85, 1.15, 1.02]
-    scaled = Transform(bone_scaling(KINECT, torch.tensor(factors)), STILL)(CLIP)
+    scaled = transform_of(bone_scaling(torch.tensor(factors)), STILL)(CLIP)
     assert torch.allclose(scaled, literal_scaling(CLIP, factors), atol=1e-5)
 
 
@@ -123,17 +132,17 @@ def test_each_augmentation_comes_on_its_own_half_of_the_time() -> None:
 
 
 def test_mirrored_twice_is_the_same() -> None:
-    mirror = Transform(*mirroring(KINECT, CLIP.device))
+    mirror = transform_of(*mirroring(KINECT, CLIP.device))
     assert torch.equal(mirror(mirror(CLIP)), CLIP)
 
 
 def test_scale_1_is_the_same() -> None:
-    assert torch.equal(bone_scaling(KINECT, torch.ones(5)), torch.eye(25))
+    assert torch.equal(bone_scaling(torch.ones(5)), torch.eye(25))
 
 
 def test_scaling_keeps_directions_and_root_and_multiplies_lengths() -> None:
     factor = torch.tensor([0.8, 0.9, 1.1, 1.2, 1.3])
-    scaled = Transform(bone_scaling(KINECT, factor), STILL)(CLIP)
+    scaled = transform_of(bone_scaling(factor), STILL)(CLIP)
     before, after = bones(CLIP), bones(scaled)
     length_before, length_after = before.norm(dim=-1), after.norm(dim=-1)
     assert torch.allclose(
@@ -145,12 +154,12 @@ def test_scaling_keeps_directions_and_root_and_multiplies_lengths() -> None:
 
 
 def test_rotation_keeps_distances() -> None:
-    turned = Transform(torch.eye(25), rotation(torch.tensor([1.0, 2.0, 3.0])))(CLIP)
+    turned = transform_of(torch.eye(25), rotation(torch.tensor([1.0, 2.0, 3.0])))(CLIP)
     assert torch.allclose(torch.cdist(turned, turned), torch.cdist(CLIP, CLIP), atol=1e-4)
 
 
 def test_a_vertical_turn_keeps_heights() -> None:
-    turned = Transform(torch.eye(25), rotation(torch.tensor([0.0, 2.0, 0.0])))(CLIP)
+    turned = transform_of(torch.eye(25), rotation(torch.tensor([0.0, 2.0, 0.0])))(CLIP)
     assert torch.allclose(turned[..., 1], CLIP[..., 1], atol=1e-6)
 
 
