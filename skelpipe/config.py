@@ -230,7 +230,20 @@ class Recipe(Settings):
             f"clip {self.optim.clip:g}",
             f"S26 GELU MLP, ratio {self.encoder.mlp_ratio:g}",
             "S28 features: mean of patch tokens over real bodies, student",
+            *self._limited(),
         ]
+
+    def _limited(self) -> list[str]:
+        """What S39 reads "limited" as, where this run has it."""
+        augment, kinds = self.augment, (self.mask.global_kind, self.mask.local_kind)
+        limited = {
+            f"motion-aware masking of joints one by one (tau {self.mask.motion_tau:g})": "motion"
+            in kinds,
+            "rotation of 30 degrees about one axis": augment.rotation == "axis",
+            "mirroring of indices alone": augment.mirroring == "index",
+            "scaling of each axis by 1 +- 0.2": augment.scaling == "axes",
+        }
+        return [f"S39 limited = {what}" for what, has in limited.items() if has]
 
 
 SettingsT = TypeVar("SettingsT", bound=Settings)

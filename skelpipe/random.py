@@ -20,13 +20,13 @@ _MULTIPLY_2 = 0x94D049BB133111EB - 2**64
 
 def _shift(x: Tensor, bits: int) -> Tensor:
     """Shift right without carrying the sign along."""
-    return (x >> bits) & ((1 << (64 - bits)) - 1)
+    return (x >> bits).bitwise_and_((1 << (64 - bits)) - 1)
 
 
 def _mix(x: Tensor) -> Tensor:
-    x = (x ^ _shift(x, 30)) * _MULTIPLY_1
-    x = (x ^ _shift(x, 27)) * _MULTIPLY_2
-    return x ^ _shift(x, 31)
+    x = _shift(x, 30).bitwise_xor_(x).mul_(_MULTIPLY_1)
+    x = _shift(x, 27).bitwise_xor_(x).mul_(_MULTIPLY_2)
+    return _shift(x, 31).bitwise_xor_(x)
 
 
 def fold(*parts: int | Tensor) -> Tensor:

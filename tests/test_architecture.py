@@ -32,8 +32,8 @@ ALLOWED: dict[str, set[str]] = {
     "train": {"methods", "stream", "shards", "optim", "checkpoint", "estimate", "distributed"},
     "protocols": {"methods", "models", "views", "stream", "shards", "optim", "checkpoint"},
     "report": {"protocols", "train", "methods", "stream", "shards", "checkpoint"},
-    "bench": {"prepare", "methods", "models", "roofline", "stream", "shards", "estimate", "optim",
-              "train"},
+    "bench": {"prepare", "methods", "models", "views", "roofline", "stream", "shards", "estimate",
+              "optim", "train"},
     "cli": {"report", "protocols", "train", "prepare", "bench", "estimate", "stream", "shards",
             "checkpoint", "distributed"},
     # The common ones among themselves.

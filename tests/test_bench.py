@@ -94,8 +94,9 @@ def test_views_leave_the_number_of_threads_alone(temporary: Path) -> None:
     before = torch.get_num_threads()
     found = views(6, batch=2, threads=2, rounds=1, least=0)
     check(found, temporary)
-    assert len(found) == 2
+    assert len(found) == 6
     assert found[0].ratio == 1
+    assert sum(row.value for row in found if row.unit == "% of the time") == pytest.approx(100)
     assert torch.get_num_threads() == before
 
 

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import zlib
+
 import pytest
 import torch
 
@@ -28,6 +30,65 @@ def test_values_are_frozen() -> None:
     assert bits(key, "order", 2).tolist() == FROZEN_BITS
     assert below(key, "start", 3, 1000).tolist() == FROZEN_BELOW
     assert uniform(key, "angles", 2).tolist() == FROZEN_UNIFORM
+
+
+MASK = 2**64 - 1
+
+
+def plain_mix(word: int) -> int:
+    """SplitMix64's finaliser in whole numbers."""
+    word = ((word ^ (word >> 30)) * 0xBF58476D1CE4E5B9) & MASK
+    word = ((word ^ (word >> 27)) * 0x94D049BB133111EB) & MASK
+    return word ^ (word >> 31)
+
+
+def plain_fold(*parts: int) -> int:
+    key = 0
+    for part in parts:
+        key = plain_mix((key * 0x94D049BB133111EB + part + 0x9E3779B97F4A7C15) & MASK)
+    return key
+
+
+def plain_bits(key: int, name: str, place: int) -> int:
+    """The word at a place, from 0."""
+    start = plain_mix(key ^ zlib.crc32(name.encode()))
+    return plain_mix((start + (place + 1) * 0x9E3779B97F4A7C15) & MASK)
+
+
+def signed(word: int) -> int:
+    return word - 2**64 if word >= 2**63 else word
+
+
+DEVICES = [
+    "cpu",
+    pytest.param(
+        "cuda",
+        marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="this machine has no GPU"),
+    ),
+]
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("name", ["order", "gap", "tube part", "masked tokens"])
+def test_draws_equal_plain_whole_numbers(device: str, name: str) -> None:
+    samples = [0, 1, 77, 113_944, -3, 2**40]
+    key = fold(11, 150, torch.tensor(samples, device=device), 13)
+    plain = [plain_fold(11, 150, sample, 13) for sample in samples]
+    assert key.tolist() == [signed(word) for word in plain]
+    words = [[plain_bits(word, name, place) for place in range(70)] for word in plain]
+    assert bits(key, name, 70).tolist() == [[signed(word) for word in row] for row in words]
+    assert bits(key, name, 9, 61).tolist() == [[signed(word) for word in row[61:]] for row in words]
+    for bound in (1, 25, 500_001, 2**31 - 1):
+        wanted = [[((word >> 32) * bound) >> 32 for word in row[:5]] for row in words]
+        assert below(key, name, 5, bound).tolist() == wanted
+    wanted_share = [[(word >> 40) / 2**24 for word in row[3:8]] for row in words]
+    assert uniform(key, name, 5, 3).tolist() == wanted_share
+
+
+def test_the_plain_whole_numbers_are_the_frozen_ones() -> None:
+    keys = [plain_fold(1, 2, part) for part in (0, 5)]
+    assert [signed(key) for key in keys] == FROZEN_KEYS
+    assert [[signed(plain_bits(key, "order", n)) for n in (0, 1)] for key in keys] == FROZEN_BITS
 
 
 def test_keys_match_splitmix64() -> None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import cycle
 from pathlib import Path
+from statistics import median
 from tempfile import TemporaryDirectory
 
 import numpy as np
@@ -15,8 +16,11 @@ import torch
 from skelpipe.config import load_recipe
 from skelpipe.manifest import load_topology
 from skelpipe.methods.slim import SLiM
+from skelpipe.methods.slim_views import augment_views, mask_views, place_views
 from skelpipe.stream.loader import Loader
 from skelpipe.stream.source import Batch, Resident, select
+from skelpipe.views.masking import contiguous_subsets
+from skelpipe.views.sampling import fold_bodies, tabulate
 
 from .measure import Row, interleave, rate, rows
 from .recordings import PREFIX, prepared_set
@@ -30,7 +34,8 @@ _TURN = np.radians([30.0, 180.0, 30.0])  # how far the baseline's views are turn
 def views(
     recordings: int = 240,
     *,
-    batch: int = 64,
+    copies: int = 4,
+    batch: int = 256,
     threads: int = 1,
     rounds: int = 3,
     least: float = 1.0,
@@ -38,10 +43,15 @@ def views(
     """All views of recipe `slim`, 14 a sample, against a per-sample loader in NumPy.
 
     The loader (`PlainViews`) crops, resamples, turns, mirrors and masks one view at a time, each
-    step vectorised; it neither scales bones nor collates a batch. Ours does both.
+    step vectorised; it neither scales bones nor collates a batch, and it masks all views, where
+    ours masks half of the local ones. Ours scales and collates.
+
+    Beside them: the shares of ours that sampling, augmentation and masks take, and the floor, one
+    gather of every frame of every view and nothing else.
 
     Args:
-        recordings: Different recordings; half of them are training samples, which are used.
+        recordings: Different recordings.
+        copies: Names for each; half of them are training samples, which are used.
         batch: Samples in a batch, at most all there are.
         threads: Of torch.
         rounds: Measurements of each way.
@@ -54,18 +64,14 @@ def views(
     lengths = [(spec.frames, spec.ratio)] * 2
     lengths += [(local.frames, local.ratio) for local in spec.local] * (spec.anchors * spec.crops)
     with TemporaryDirectory(prefix=PREFIX) as name:
-        prepared = prepared_set(Path(name), recordings, 1)
+        prepared = prepared_set(Path(name), recordings, copies)
         source = Resident(prepared, select(prepared, "train"), _CPU)
     with threads_of(threads):
         batch = min(batch, len(source))
         loader = Loader(source, batch, seed=0)
         method = SLiM(recipe, topology)
-        samples = cycle(_samples(next(loader)))
-
-        def ours() -> int:
-            method.views(next(loader))
-            return batch * len(lengths)
-
+        drawn = next(loader)
+        samples = cycle(_samples(drawn))
         parts = [np.array(part) for part in topology.parts.values()]
         plain = PlainViews(lengths, topology.mirrored, parts, recipe.encoder.patch_frames)
 
@@ -73,14 +79,50 @@ def views(
             plain(next(samples))
             return len(lengths)
 
-        rates = interleave(
-            {
-                "NumPy, one sample at a time": lambda: rate(by_sample, least),
-                f"SLiM.views, batches of {batch}, threads: {threads}": lambda: rate(ours, least),
-            },
-            rounds,
-        )
-    return rows(rates, "views/s")
+        def whole(work: Callable[[], object]) -> Callable[[], float]:
+            """The rate of work on a batch."""
+
+            def views_done() -> int:
+                work()
+                return batch * len(lengths)
+
+            return lambda: rate(views_done, least)
+
+        # Each stage by itself, on what the ones before it make of one batch.
+        bodies = fold_bodies(drawn)
+        table = tabulate(drawn, bodies)
+        placed = place_views(drawn, bodies, table, recipe)
+        x = augment_views(placed, table, recipe, topology)
+        subsets = contiguous_subsets(topology, recipe.mask.subset)
+
+        def sampling() -> None:
+            place_views(drawn, bodies, tabulate(drawn, fold_bodies(drawn)), recipe)
+
+        stages: dict[str, Callable[[], object]] = {
+            "sampling": sampling,
+            "augmentation": lambda: augment_views(placed, table, recipe, topology),
+            "masks": lambda: mask_views(placed, x, bodies, recipe, subsets),
+        }
+        gathered = [views.rows.low.flatten() for views in placed]
+        flat_RX = drawn.flat_RJC.flatten(1)
+        ways = {
+            "NumPy, one sample at a time": lambda: rate(by_sample, least),
+            f"SLiM.views, batches of {batch}, threads: {threads}": whole(
+                lambda: method.views(next(loader))
+            ),
+            "floor: every frame of every view gathered once": whole(
+                lambda: [flat_RX.index_select(0, rows) for rows in gathered]
+            ),
+            **{stage: whole(work) for stage, work in stages.items()},
+        }
+        rates = interleave(ways, rounds)
+    alone = {stage: 1 / median(rates.pop(stage)) for stage in stages}
+    shares = [
+        Row(f"of SLiM.views: {stage}", 100 * time / sum(alone.values()), "% of the time", None)
+        for stage, time in alone.items()
+    ]
+    plain_row, ours, floor = rows(rates, "views/s")
+    return [plain_row, ours, *shares, floor]
 
 
 @dataclass

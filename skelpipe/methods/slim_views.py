@@ -22,11 +22,12 @@ from skelpipe.views.sampling import (
     Rows,
     Table,
     fold_bodies,
-    interpolate,
     random_interval,
     sample_frames,
     tabulate,
 )
+
+_CHUNK = 512 * 1024  # bytes of views at once on a CPU: what they pass through stays in its cache
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,8 @@ class ViewGroup:
     """Views of one length: rows of (body, view), absent bodies left out.
 
     Attributes:
-        x_BWJC: Augmented coordinates.
+        x_BWJC: Augmented coordinates. In memory coordinate by coordinate, not contiguous: an
+            encoder orders them by patches anyway.
         mask_BSJ: Masked tokens; all False where a view is not masked.
         body_B: Body of each row, of the batch's bodies.
         view_B: View of each row: 0 and 1 are the globals, then each anchor's locals.
@@ -122,26 +124,26 @@ def place_views(batch: Batch, bodies: Bodies, table: Table, recipe: Recipe) -> l
 def augment_views(
     placed: list[Placed], table: Table, recipe: Recipe, topology: Topology
 ) -> list[Tensor]:
-    """Gather and augment the coordinates of views of each length, shapes (B, W, J, 3).
-
-    They are gathered coordinate by coordinate, as the augmentations want them.
-    """
+    """Gather and augment the coordinates of views of each length, shapes (B, W, J, 3)."""
     transform = skeleton_aware(
         torch.cat([views.key_B for views in placed]),
         topology,
         **recipe.augment.model_dump(),
-        dtype=table.x_RJC.dtype,
+        dtype=table.x_CRJ.dtype,
     )
-    frames = len(table.x_RJC)
-    planar = table.x_RJC.movedim(-1, 0).flatten(0, 1)
-    coordinate = torch.arange(3, device=planar.device)[:, None] * frames
     found, first = [], 0
     for views in placed:
-        rows = views.rows
-        low, high = (coordinate + place[:, None] for place in (rows.low, rows.high))
-        x_BCWJ = interpolate(planar, low, high, rows.weight[:, None].expand_as(low))
-        found.append(transform[first : first + len(x_BCWJ)].planar(x_BCWJ))
-        first += len(x_BCWJ)
+        count, length = views.rows.low.shape
+        x_BCWJ = table.x_CRJ.new_empty(count, 3, length, table.x_CRJ.shape[2])
+        size = count
+        if x_BCWJ.device.type == "cpu":
+            size = max(_CHUNK // (x_BCWJ.stride(0) * x_BCWJ.itemsize), 1)
+        for begin in range(0, count, max(size, 1)):
+            part = slice(begin, min(begin + size, count))
+            own = transform[first + part.start : first + part.stop]
+            x_BCWJ[part] = own.planar(table.coordinates(views.rows[part]))
+        found.append(x_BCWJ.movedim(1, -1))
+        first += count
     return found
 
 

@@ -32,30 +32,39 @@ _AXES_SCALE = 0.2  # SkateFormer's: factors lie in 1 +- 0.2
 class Transform:
     """What augments each view: x' = joints @ x @ turn^T.
 
+    A joint matrix is large beside a short view. It is made of a few matrices that all views share,
+    where and when it is used.
+
     Attributes:
-        joints: Acts on the joint axis, shape (..., J, J).
+        terms: Weights of the shared matrices, shape (..., K).
+        basis: The shared matrices, shape (K, J, J).
         turn: Acts on coordinates, shape (..., 3, 3); a mirrored view's has a reflection in it.
     """
 
-    joints: Tensor
+    terms: Tensor
+    basis: Tensor
     turn: Tensor
+
+    @property
+    def joints(self) -> Tensor:
+        """What acts on the joint axis, shape (..., J, J)."""
+        joints: Tensor = (self.terms @ self.basis.flatten(1)).unflatten(-1, self.basis.shape[1:])
+        return joints
 
     def __call__(self, x: Tensor) -> Tensor:
         """Augment views of shape (..., W, J, 3), as many leading axes as the matrices have."""
-        return self.planar(x.movedim(-1, -3))
+        return self.planar(x.movedim(-1, -3)).movedim(-3, -1)
 
     def planar(self, x: Tensor) -> Tensor:
-        """The same for views whose coordinates come first: (..., 3, W, J) -> (..., W, J, 3).
+        """The same for views whose coordinates come first, shape (..., 3, W, J).
 
         In this order both products are plain matrix products of contiguous blocks.
         """
-        shape = x.shape
         moved = _product(x.flatten(-3, -2), self.joints.mT)
-        turned = _product(self.turn, moved.reshape(*shape[:-3], 3, -1))
-        return turned.view(shape).movedim(-3, -1).contiguous()
+        return _product(self.turn, moved.reshape(*x.shape[:-3], 3, -1)).view(x.shape)
 
     def __getitem__(self, index: Tensor | slice) -> Transform:
-        return Transform(self.joints[index], self.turn[index])
+        return Transform(self.terms[index], self.basis, self.turn[index])
 
 
 def _product(a: Tensor, b: Tensor) -> Tensor:
@@ -72,31 +81,29 @@ def _product(a: Tensor, b: Tensor) -> Tensor:
     return total
 
 
-def bone_scaling(topology: Topology, scale: Tensor) -> Tensor:
-    """Joint matrices that multiply bone lengths and keep directions and root (Algorithm 4).
+def joint_terms(
+    topology: Topology, scale: Tensor, mirrored: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Joint matrices that scale bones by their parts' factors and then mirror where asked.
+
+    Scaling multiplies bone lengths and keeps directions and root (Algorithm 4). Such a matrix is
+    linear in the factors, and each of its entries has at most two terms, both products with 1 or
+    -1: so it is the same bits in whatever order they are summed.
 
     Args:
         topology: The tree; a bone belongs to its child's part (S21).
         scale: Factor of each part, shape (..., P), constant over a clip.
+        mirrored: Where joints change places, shape (...), bool; nowhere if None.
 
     Returns:
-        Shape (..., J, J).
-    """
-    return _joints(topology, scale, torch.zeros_like(scale[..., 0], dtype=torch.bool))
-
-
-def _joints(topology: Topology, scale: Tensor, mirrored: Tensor) -> Tensor:
-    """Joint matrices that scale bones by parts' factors and then mirror where asked.
-
-    Such a matrix is linear in the factors, and an entry has at most two terms, both products with
-    1 or -1: so it is the same bits in whatever order they are summed.
+        ``terms`` and ``basis`` of a `Transform`.
     """
     terms = torch.cat([torch.ones_like(scale[..., :1]), scale], -1)
-    terms = torch.cat([terms * ~mirrored[..., None], terms * mirrored[..., None]], -1)
-    count = len(topology.joints)
+    other = torch.zeros_like(terms) if mirrored is None else terms * mirrored[..., None]
+    terms = torch.cat([terms - other, other], -1)
     parts = tuple(topology.parts.values())
     basis = _basis(topology.parents, parts, topology.mirror, scale.device, scale.dtype)
-    return (terms @ basis).unflatten(-1, (count, count))
+    return terms, basis
 
 
 @lru_cache(maxsize=8)
@@ -113,7 +120,7 @@ def _basis(
     of its joints and leads them to all joints below.
 
     Returns:
-        Shape (2 (1 + P), J J).
+        Shape (2 (1 + P), J, J).
     """
     topology = Topology(
         name="", joints=("",) * len(parents), parents=parents, mirror=mirror,
@@ -130,8 +137,7 @@ def _basis(
     basis[0, :, topology.root] = 1
     for number, part in enumerate(parts):
         basis[1 + number] = ancestry[:, list(part)] @ bones[list(part)]
-    basis = torch.cat([basis, basis[:, torch.from_numpy(topology.mirrored)]])
-    return basis.flatten(1).to(device)
+    return torch.cat([basis, basis[:, torch.from_numpy(topology.mirrored)]]).to(device)
 
 
 def mirroring(topology: Topology, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -201,7 +207,7 @@ def skeleton_aware(
             pairs = [min(number, other) for number, other in enumerate(twin)]
             factor = torch.stack([factor[..., number] for number in pairs], -1)
         parts = torch.where(scaled[..., None], factor, parts)
-    return Transform(_joints(topology, parts, mirrored), turn)
+    return Transform(*joint_terms(topology, parts, mirrored), turn)
 
 
 def _turn(

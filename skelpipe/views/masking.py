@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Literal
 
 import torch
@@ -18,7 +19,8 @@ from skelpipe.random import below, uniform
 from skelpipe.skeleton import Topology
 
 _MOST_SUBSETS = 20_000  # of one width in one part; all of a 21-joint hand are 3,175
-_WORD = 31  # joints in an int32: its sign is no joint
+_HALF = 15  # joints in half a word
+_WORD = 2 * _HALF  # joints in a word, an int32
 _BLOCK = 8  # tubes between two looks at which views have enough
 
 
@@ -116,24 +118,37 @@ def _subtrees(part: tuple[int, ...], width: int, topology: Topology) -> dict[fro
     return law
 
 
+def _places(device: torch.device) -> Tensor:
+    """Bits of a word that stand for joints: no half of it has its sign, so halves are numbers."""
+    place = torch.arange(_WORD, dtype=torch.int32, device=device)
+    return place + place // _HALF
+
+
 def _pack(rows: Tensor) -> Tensor:
     """Joints as bits: shape (S, J), bool, to (S, K), int32."""
     spare = -rows.shape[1] % _WORD
     places = F.pad(rows, (0, spare)).unflatten(1, (-1, _WORD)).to(torch.int64)
-    return (places << torch.arange(_WORD)).sum(-1).to(torch.int32)
+    words: Tensor = (places << _places(rows.device)).sum(-1).to(torch.int32)
+    return words
 
 
 def _unpack(words: Tensor, joints: int) -> Tensor:
     """Bits as joints: shape (..., K), int32, to (..., J), bool."""
-    place = torch.arange(_WORD, dtype=torch.int32, device=words.device)
-    return ((words[..., None] >> place) & 1).bool().flatten(-2)[..., :joints]
+    ones: Tensor = ((words[..., None] >> _places(words.device)) & 1).bool().flatten(-2)
+    return ones[..., :joints]
 
 
-def _ones(words: Tensor) -> Tensor:
-    """How many bits are set in each word (Warren, Hacker's Delight, 5-1)."""
-    pairs = words - ((words >> 1) & 0x55555555)
-    fours = (pairs & 0x33333333) + ((pairs >> 2) & 0x33333333)
-    return (((fours + (fours >> 4)) & 0x0F0F0F0F) * 0x01010101) >> 24
+@lru_cache(maxsize=4)
+def _ones(device: torch.device) -> Tensor:
+    """How many bits are set in each number of half a word."""
+    number = torch.arange(2**_HALF, device=device)
+    return torch.stack([(number >> place) & 1 for place in range(_HALF)]).sum(0).to(torch.uint8)
+
+
+@lru_cache(maxsize=16)
+def _first_steps(most: int, device: torch.device) -> Tensor:
+    """Row n has all bits in the first n steps and none in the others: shape (most + 1, most)."""
+    return -torch.ones(most + 1, most, dtype=torch.int32, device=device).tril(-1)
 
 
 def masked_tokens(key: Tensor, tokens: Tensor, ratio: tuple[float, float]) -> Tensor:
@@ -194,61 +209,56 @@ def tube_masks(
     steps_B = torch.full_like(key, steps) if isinstance(steps, int) else steps
     most = steps if isinstance(steps, int) else int(steps.max()) if count else 1
     tokens_B = steps_B * joints
-    largest_B = (tokens_B.double() * max_area).long().clamp(min=min_area)
+    ones, first_steps = _ones(key.device), _first_steps(most, key.device)
 
-    step = torch.arange(most, device=key.device)
-    words = torch.zeros(count, most, subsets.words.shape[1], dtype=torch.int32, device=key.device)
-    # Of each view the tube that was too large, and what there was left for it.
-    last, room = torch.zeros_like(words), torch.zeros_like(key)
-    left = masked_tokens(key, tokens_B, ratio)
+    # Numbers are whole and small: float32 holds them exactly.
+    limits_B = (tokens_B.double() * max_area).floor().clamp(min=min_area).float()
+    left_B = masked_tokens(key, tokens_B, ratio).float()
+    everyone = torch.ones(1, joints, dtype=torch.bool, device=key.device)
+    free_B = _pack(everyone).expand(count, most, -1).contiguous()
+    last_B = torch.zeros_like(free_B)
     open_B = torch.arange(count, device=key.device)
     for first in range(0, max_tubes, _BLOCK):
         if not len(open_B):
             break
         tubes = min(_BLOCK, max_tubes - first)
-        own_key, own_steps, largest = key[open_B], steps_B[open_B], largest_B[open_B]
+        own_key, own_steps, limit = key[open_B], steps_B[open_B].float(), limits_B[open_B]
+        left, free, last = left_B[open_B], free_B[open_B], last_B[open_B]
         chosen = _subset(own_key, first, tubes, subsets)
         area_draw = uniform(own_key, "tube area", tubes, first)
         start_draw = uniform(own_key, "tube start", tubes, first)
-        own_left, own_words, own_last = left[open_B], words[open_B], last[open_B]
-        own_room = room[open_B]
-        for tube in range(tubes):
-            roof = own_left.minimum(largest).clamp(min=min_area)
-            area = min_area + area_draw[:, tube] * (roof - min_area)
-            duration = (area / subsets.width[chosen[:, tube]]).round().long()
-            duration = duration.clamp(min=1).minimum(own_steps)
-            start = (start_draw[:, tube] * (own_steps - duration + 1)).long()
-            end = torch.where(own_left > 0, start + duration, 0)
-            within = (step >= start[:, None]) & (step < end[:, None])
-            fresh = torch.where(within[..., None], subsets.words[chosen[:, tube], None], 0)
-            fresh &= ~own_words
-            added = _ones(fresh).sum((1, 2))
-            if overshoot:
-                own_words |= fresh
-                own_left -= added
-                continue
-            large = added > own_left
-            own_words |= fresh.masked_fill(large[:, None, None], 0)
-            own_last = torch.where(large[:, None, None], fresh, own_last)
-            own_room = torch.where(large, own_left, own_room)
-            own_left = torch.where(large, 0, own_left - added)
-        left[open_B], words[open_B], last[open_B], room[open_B] = (
-            own_left, own_words, own_last, own_room,
-        )  # fmt: skip
-        open_B = open_B[own_left > 0]
+        drawn = subsets.words[chosen], subsets.width[chosen], area_draw, start_draw
+        for word, width, share, place in zip(*(draws.unbind(1) for draws in drawn), strict=True):
+            roof = left.minimum(limit).clamp_(min=min_area)
+            area = roof.sub_(min_area).mul_(share).add_(min_area)
+            duration = area.div_(width).round_().clamp_(min=1).minimum(own_steps)
+            start = (own_steps - duration).add_(1).mul_(place).floor_()
+            going = left > 0
+            begin, end = (start * going).int(), ((start + duration) * going).int()
+            span = first_steps.index_select(0, end) ^ first_steps.index_select(0, begin)
+            fresh = (span[..., None] & word[:, None]).bitwise_and_(free)
+            halves = fresh.view(torch.int16).flatten().int()
+            left -= ones.index_select(0, halves).view(len(left), -1).sum(1)
+            last = torch.where(going[:, None, None], fresh, last)
+            free ^= fresh
+        left_B[open_B], free_B[open_B], last_B[open_B] = left, free, last
+        open_B = open_B[left > 0]
 
-    mask = _unpack(words, joints).flatten(1)
-    if not overshoot:
-        trimmed = _unpack(last, joints).flatten(1)
-        mask |= trimmed & (trimmed.cumsum(1) <= room[:, None])
+    mask = ~_unpack(free_B, joints).flatten(1)
     token = torch.arange(most * joints, device=key.device)
+    mask &= token < tokens_B[:, None]
     if len(open_B):
-        beyond = token >= tokens_B[open_B, None]
-        mask[open_B] |= _fill(key[open_B], mask[open_B] | beyond, left[open_B, None], subsets)
+        own = mask[open_B]
+        closed = own | (token >= tokens_B[open_B, None])
+        mask[open_B] = own | _fill(key[open_B], closed, left_B[open_B, None], subsets)
     if overshoot:
         # Even then a view keeps one token to be encoded from (S5).
         full = mask.sum(1) == tokens_B
         mask &= ~(full[:, None] & (token == tokens_B[:, None] - 1))
+    else:
+        last = _unpack(last_B, joints).flatten(1)
+        excess = left_B.clamp(max=0)[:, None]
+        mask &= ~(last & (last.cumsum(1) > last.sum(1, keepdim=True) + excess))
     return mask.view(count, most, joints)
 
 

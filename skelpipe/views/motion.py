@@ -40,4 +40,4 @@ def motion_masks(
     count = masked_tokens(key, torch.full_like(key, tokens), ratio)
     taken = torch.arange(tokens, device=key.device) < count[:, None]
     mask = torch.zeros_like(taken).scatter(1, order, taken)
-    return mask.view(len(key), -1, x_BWJC.shape[2])
+    return mask.view(len(key), patches.shape[1], x_BWJC.shape[2])

@@ -168,24 +168,24 @@ class Rows:
     weight: Tensor
     present: Tensor
 
-    def __getitem__(self, index: tuple[Tensor, Tensor]) -> Rows:
+    def __getitem__(self, index: slice | tuple[Tensor, Tensor]) -> Rows:
         return Rows(self.low[index], self.high[index], self.weight[index], self.present[index])
 
 
 @dataclass(frozen=True)
 class Table:
-    """The frames of a batch's samples by themselves, body by body, and a row of zeros at the end.
+    """The frames of a batch's samples by themselves, body by body, and one of zeros at the end.
 
     A batch of a resident source holds the whole set's rows. These are the few that its views are
-    gathered from again and again.
+    gathered from again and again, coordinate by coordinate, as the augmentations want them.
 
     Attributes:
-        x_RJC: Coordinates.
+        x_CRJ: Coordinates.
         present_R: False where a body is absent in a frame.
         start_B: First row of each body.
     """
 
-    x_RJC: Tensor
+    x_CRJ: Tensor
     present_R: Tensor
     start_B: Tensor
 
@@ -195,7 +195,7 @@ class Table:
         Views are interpolated between present frames only: where a body is absent from one of two
         frames the other is taken, so that nobody shrinks towards the origin.
         """
-        begin, zeros = self.start_B[:, None, None], len(self.x_RJC) - 1
+        begin, zeros = self.start_B[:, None, None], len(self.present_R) - 1
         real = bodies.real_B[:, None, None]
         weight = frames.weight[bodies.sample_B]
         low = torch.where(real, begin + frames.low[bodies.sample_B], zeros)
@@ -209,6 +209,18 @@ class Table:
             seen_low | seen_high,
         )
 
+    def coordinates(self, rows: Rows) -> Tensor:
+        """The frames at rows of shape (..., W), interpolated: shape (..., 3, W, J)."""
+        count, joints = self.x_CRJ.shape[1:]
+        plane = torch.arange(0, 3 * count, count, device=self.x_CRJ.device)[:, None]
+        low, high = (plane + place[..., None, :] for place in (rows.low, rows.high))
+        share = rows.weight.to(self.x_CRJ.dtype)[..., None, :].expand_as(low)
+        x = self.x_CRJ.flatten(0, 1).index_select(0, low.flatten())
+        rise = self.x_CRJ.flatten(0, 1).index_select(0, high.flatten())
+        # Operation by operation: what is fused may round otherwise here than there.
+        x += rise.sub_(x).mul_(share.reshape(-1, 1))
+        return x.view(*low.shape, joints)
+
 
 def tabulate(batch: Batch, bodies: Bodies) -> Table:
     """The table of a batch's frames."""
@@ -216,31 +228,13 @@ def tabulate(batch: Batch, bodies: Bodies) -> Table:
     own_N = rows_N.cumsum(0) - rows_N
     shift_R = torch.repeat_interleave(batch.start_N - own_N, rows_N)
     row_R = torch.arange(len(shift_R), device=shift_R.device) + shift_R
+    x_CRJ = batch.flat_RJC.new_zeros(3, len(row_R) + 1, batch.flat_RJC.shape[1])
+    x_CRJ[:, :-1] = batch.flat_RJC.index_select(0, row_R).movedim(-1, 0)
     return Table(
-        F.pad(batch.flat_RJC[row_R], (0, 0, 0, 0, 0, 1)),
+        x_CRJ,
         F.pad(batch.present_R[row_R], (0, 1)),
         bodies.start_B - (batch.start_N - own_N)[bodies.sample_B],
     )
-
-
-def interpolate(table_RX: Tensor, low: Tensor, high: Tensor, weight: Tensor) -> Tensor:
-    """Rows of a table between two rows each: low + weight * (high - low).
-
-    Args:
-        table_RX: Rows of any shape X.
-        low, high, weight: Shape (...).
-
-    Returns:
-        Shape (..., X).
-    """
-    shape = (*low.shape, *table_RX.shape[1:])
-    x = table_RX.index_select(0, low.flatten())
-    between = weight.flatten().nonzero()[:, 0]
-    below = x[between]
-    rise = table_RX[high.flatten()[between]].sub_(below)
-    rise *= weight.flatten()[between].to(x.dtype).view(-1, *[1] * (x.ndim - 1))
-    x.index_copy_(0, between, below.add_(rise))
-    return x.view(shape)
 
 
 def gather_views(batch: Batch, bodies: Bodies, frames: Frames) -> tuple[Tensor, Tensor]:
@@ -251,4 +245,4 @@ def gather_views(batch: Batch, bodies: Bodies, frames: Frames) -> tuple[Tensor, 
     """
     table = tabulate(batch, bodies)
     rows = table.rows(bodies, frames)
-    return interpolate(table.x_RJC, rows.low, rows.high, rows.weight), rows.present
+    return table.coordinates(rows).movedim(-3, -1), rows.present

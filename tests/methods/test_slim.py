@@ -12,11 +12,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from skelpipe.config import Recipe
+from skelpipe.errors import UserError
+from skelpipe.methods import slim_views
 from skelpipe.methods.slim import SLiM, chance_loss
 from skelpipe.methods.slim_views import ViewGroup
 from skelpipe.models.heads import PrototypeHead
 from skelpipe.optim import build_optimiser, set_rates
 from skelpipe.stream.source import Batch
+from skelpipe.views.sampling import Bodies
 
 # The paper's views and masks, with an encoder small enough for a test.
 PAPER_VIEWS = (
@@ -212,6 +215,153 @@ def test_views_do_not_depend_on_their_batch() -> None:
             assert found.keys() == wanted.keys()
             for key, values in wanted.items():
                 assert torch.allclose(found[key], values, atol=1e-6)
+
+
+def in_double(batch: Batch) -> Batch:
+    return replace(batch, flat_RJC=batch.flat_RJC.double())
+
+
+def view_of(views: tuple[Bodies, ViewGroup, list[ViewGroup]]) -> dict[tuple[int, ...], Tensor]:
+    """(sample of the batch, body of it, view) -> coordinates and mask, flattened."""
+    bodies, globals_, locals_ = views
+    first = torch.searchsorted(bodies.sample_B, bodies.sample_B)
+    found = {}
+    for group in (globals_, *locals_):
+        for row, body in enumerate(group.body_B.tolist()):
+            sample = int(bodies.sample_B[body])
+            key = (sample, body - int(first[body]), int(group.view_B[row]))
+            mask = group.mask_BSJ[row].flatten().to(group.x_BWJC.dtype)
+            found[key] = torch.cat([group.x_BWJC[row].flatten(), mask])
+    return found
+
+
+SPLITS = {
+    "halves": [range(12), range(12, 24)],
+    "micro-batches of 5": [range(first, min(first + 5, 24)) for first in range(0, 24, 5)],
+    "reversed": [range(23, -1, -1)],
+    "one by one": [[number] for number in range(24)],
+    "world of 3": [range(rank, 24, 3) for rank in range(3)],
+}
+LIMITED = (
+    "mask.global_kind=motion",
+    "mask.local_kind=motion",
+    "augment.rotation=axis",
+    "augment.mirroring=index",
+    "augment.scaling=axes",
+)
+
+
+@pytest.mark.parametrize("split", SPLITS)
+@pytest.mark.parametrize(
+    "changes", [PAPER_VIEWS, (*PAPER_VIEWS, *LIMITED)], ids=["ours", "limited"]
+)
+def test_in_double_precision_views_are_the_same_bits_in_every_batch(
+    split: str, changes: tuple[str, ...]
+) -> None:
+    method = method_of(*changes)
+    samples = mixed_samples() + [recording(seed, 4 + 13 * seed, 1 + seed % 2) for seed in range(18)]
+    together = view_of(method.views(in_double(batch_of(samples))))
+    assert next(iter(together.values())).dtype == torch.float64
+    seen = 0
+    for chosen in SPLITS[split]:
+        batch = batch_of([samples[number] for number in chosen], keys=list(chosen))
+        for (place, body, view), values in view_of(method.views(in_double(batch))).items():
+            assert torch.equal(values, together[list(chosen)[place], body, view])
+            seen += 1
+    assert seen == len(together)
+
+
+def test_single_precision_views_are_those_of_double_precision() -> None:
+    method = method_of(*PAPER_VIEWS)
+    batch = batch_of(mixed_samples())
+    single, double = view_of(method.views(batch)), view_of(method.views(in_double(batch)))
+    assert single.keys() == double.keys()
+    for key, values in single.items():
+        assert torch.allclose(values.double(), double[key], atol=1e-6)
+
+
+def test_views_of_a_batch_that_shares_its_rows_with_others_are_the_same() -> None:
+    method = method_of(*PAPER_VIEWS)
+    samples = mixed_samples()
+    whole = batch_of(samples)
+    chosen = torch.tensor([4, 1, 5])
+    part = replace(
+        whole,
+        **{name: getattr(whole, name)[chosen]
+           for name in ("start_N", "frames_N", "bodies_N", "label_N", "row_N", "key_N")},
+    )  # fmt: skip
+    own = batch_of([samples[number] for number in chosen], keys=chosen.tolist())
+    shared, alone = view_of(method.views(part)), view_of(method.views(own))
+    assert shared.keys() == alone.keys()
+    assert all(torch.equal(values, alone[key]) for key, values in shared.items())
+
+
+def test_pieces_that_fit_a_cache_are_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    method = method_of(*PAPER_VIEWS)
+    batch = in_double(batch_of(mixed_samples()))
+    whole = view_of(method.views(batch))
+    monkeypatch.setattr(slim_views, "_CHUNK", 1)
+    pieces = view_of(method.views(batch))
+    assert pieces.keys() == whole.keys()
+    assert all(torch.equal(values, whole[key]) for key, values in pieces.items())
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="this machine has no GPU")
+def test_views_on_a_gpu_are_those_on_a_cpu() -> None:
+    method = method_of(*PAPER_VIEWS)
+    batch = batch_of(mixed_samples())
+    moved = replace(batch, **{name: value.cuda() for name, value in vars(batch).items()})
+    here, there = method.views(batch), method.views(moved)
+    for own, other in zip((here[1], *here[2]), (there[1], *there[2]), strict=True):
+        assert torch.equal(own.mask_BSJ, other.mask_BSJ.cpu())
+        assert torch.equal(own.body_B, other.body_B.cpu())
+        assert torch.allclose(own.x_BWJC, other.x_BWJC.cpu(), atol=1e-5)
+
+
+KINDS = ("tube", "motion", "none")
+
+
+@pytest.mark.parametrize("global_kind", KINDS)
+@pytest.mark.parametrize("local_kind", KINDS)
+def test_kinds_of_masks(global_kind: str, local_kind: str) -> None:
+    samples = [recording(seed, 60) for seed in range(12)]
+    weight = ["loss.mask_weight=0"] if global_kind == "none" else []
+    kinds = [f"mask.global_kind={global_kind}", f"mask.local_kind={local_kind}", *weight]
+    tubes = method_of(*PAPER_VIEWS).views(batch_of(samples))
+    _, globals_, locals_ = method_of(*PAPER_VIEWS, *kinds).views(batch_of(samples))
+    for group, plain, kind in zip(
+        (globals_, *locals_), (tubes[1], *tubes[2]), (global_kind, *[local_kind] * 3), strict=True
+    ):
+        assert torch.equal(group.x_BWJC, plain.x_BWJC)
+        if kind == "none":
+            assert not bool(group.mask_BSJ.any())
+            continue
+        # The same views are masked, and as many of their tokens.
+        count, plain_count = (mask.flatten(1).sum(1) for mask in (group.mask_BSJ, plain.mask_BSJ))
+        assert torch.equal(count, plain_count)
+        assert torch.equal(group.mask_BSJ, plain.mask_BSJ) == (kind == "tube")
+
+
+@pytest.mark.parametrize("kind", ["tube", "motion"])
+def test_no_local_is_masked_where_the_chance_is_none(kind: str) -> None:
+    method = method_of("mask.local_probability=0.0", f"mask.local_kind={kind}")
+    _, globals_, locals_ = method.views(batch_of(mixed_samples()))
+    assert bool(globals_.mask_BSJ.flatten(1).any(1).all())
+    assert not any(bool(group.mask_BSJ.any()) for group in locals_)
+
+
+def test_unmasked_globals_leave_no_masked_modelling() -> None:
+    with pytest.raises(UserError, match="does not fit") as caught:
+        tiny_recipe("mask.global_kind=none")
+    assert "loss.mask_weight must be 0, not 1" in str(caught.value)
+    assert tiny_recipe("mask.global_kind=none", "loss.mask_weight=0").mask.global_kind == "none"
+
+
+def test_limited_forms_are_told_as_readings() -> None:
+    told = [line for line in tiny_recipe(*LIMITED).readings() if line.startswith("S39")]
+    assert len(told) == 4
+    assert "tau 0.8" in told[0]
+    assert not [line for line in tiny_recipe().readings() if line.startswith("S39")]
 
 
 def test_the_papers_layout_has_14_pairs_a_sample() -> None:

@@ -6,10 +6,10 @@ import pytest
 import torch
 from builders import KINECT, recording
 
-from skelpipe.random import fold, uniform
+from skelpipe.random import below, fold, uniform
 from skelpipe.views.augment import (
     Transform,
-    bone_scaling,
+    joint_terms,
     mirroring,
     rotation,
     skeleton_aware,
@@ -29,6 +29,15 @@ CLIP = torch.from_numpy(recording(3, 8)[0])
 SWAP = {4: 8, 5: 9, 6: 10, 7: 11, 12: 16, 13: 17, 14: 18, 15: 19, 21: 23, 22: 24}
 SWAP |= {right: left for left, right in SWAP.items()}
 STILL = torch.eye(3)
+
+
+def transform_of(joints: torch.Tensor, turn: torch.Tensor) -> Transform:
+    return Transform(torch.ones(1), joints[None], turn)
+
+
+def bone_scaling(scale: torch.Tensor) -> torch.Tensor:
+    """The joint matrix of parts' factors."""
+    return Transform(*joint_terms(KINECT, scale), STILL).joints
 
 
 def literal_rotation(x: torch.Tensor, alpha: float, beta: float, gamma: float) -> torch.Tensor:
@@ -81,17 +90,17 @@ def bones(x: torch.Tensor) -> torch.Tensor:
 
 def test_rotation_equals_algorithm_2() -> None:
     angles = torch.tensor([0.3, -2.0, 0.5])
-    turned = Transform(torch.eye(25), rotation(angles))(CLIP)
+    turned = transform_of(torch.eye(25), rotation(angles))(CLIP)
     assert torch.allclose(turned, literal_rotation(CLIP, 0.3, -2.0, 0.5), atol=1e-6)
 
 
 def test_mirroring_equals_algorithm_3() -> None:
-    assert torch.allclose(Transform(*mirroring(KINECT, CLIP.device))(CLIP), literal_mirror(CLIP))
+    assert torch.allclose(transform_of(*mirroring(KINECT, CLIP.device))(CLIP), literal_mirror(CLIP))
 
 
 def test_scaling_equals_algorithm_4() -> None:
     factors = [0.9, 1.1, 0.85, 1.15, 1.02]
-    scaled = Transform(bone_scaling(KINECT, torch.tensor(factors)), STILL)(CLIP)
+    scaled = transform_of(bone_scaling(torch.tensor(factors)), STILL)(CLIP)
     assert torch.allclose(scaled, literal_scaling(CLIP, factors), atol=1e-5)
 
 
@@ -123,17 +132,17 @@ def test_each_augmentation_comes_on_its_own_half_of_the_time() -> None:
 
 
 def test_mirrored_twice_is_the_same() -> None:
-    mirror = Transform(*mirroring(KINECT, CLIP.device))
+    mirror = transform_of(*mirroring(KINECT, CLIP.device))
     assert torch.equal(mirror(mirror(CLIP)), CLIP)
 
 
 def test_scale_1_is_the_same() -> None:
-    assert torch.equal(bone_scaling(KINECT, torch.ones(5)), torch.eye(25))
+    assert torch.equal(bone_scaling(torch.ones(5)), torch.eye(25))
 
 
 def test_scaling_keeps_directions_and_root_and_multiplies_lengths() -> None:
     factor = torch.tensor([0.8, 0.9, 1.1, 1.2, 1.3])
-    scaled = Transform(bone_scaling(KINECT, factor), STILL)(CLIP)
+    scaled = transform_of(bone_scaling(factor), STILL)(CLIP)
     before, after = bones(CLIP), bones(scaled)
     length_before, length_after = before.norm(dim=-1), after.norm(dim=-1)
     assert torch.allclose(
@@ -145,12 +154,12 @@ def test_scaling_keeps_directions_and_root_and_multiplies_lengths() -> None:
 
 
 def test_rotation_keeps_distances() -> None:
-    turned = Transform(torch.eye(25), rotation(torch.tensor([1.0, 2.0, 3.0])))(CLIP)
+    turned = transform_of(torch.eye(25), rotation(torch.tensor([1.0, 2.0, 3.0])))(CLIP)
     assert torch.allclose(torch.cdist(turned, turned), torch.cdist(CLIP, CLIP), atol=1e-4)
 
 
 def test_a_vertical_turn_keeps_heights() -> None:
-    turned = Transform(torch.eye(25), rotation(torch.tensor([0.0, 2.0, 0.0])))(CLIP)
+    turned = transform_of(torch.eye(25), rotation(torch.tensor([0.0, 2.0, 0.0])))(CLIP)
     assert torch.allclose(turned[..., 1], CLIP[..., 1], atol=1e-6)
 
 
@@ -188,6 +197,93 @@ def test_angles_and_scales_keep_their_ranges() -> None:
     factor = (mirror @ transform.joints)[:, 3, 3]
     assert 0.85 <= float(factor.min()) < 0.86
     assert 1.14 < float(factor.max()) <= 1.15
+
+
+def limited(key: torch.Tensor, **kinds: str) -> Transform:
+    settings = PAPER | {"rotation": "none", "mirroring": "none", "scaling": "none"} | kinds
+    return skeleton_aware(key, KINECT, **settings)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_limited_rotation_is_about_one_axis(seed: int) -> None:
+    key = fold(13, seed)
+    found = limited(key, rotation="axis")(CLIP)
+    angles = [0.0, 0.0, 0.0]
+    if float(uniform(key, "applied", 3)[2]) < 0.5:
+        axis = int(below(key, "axis", 1, 3))
+        angles[axis] = math.radians(30) * (2 * float(uniform(key, "angles", 3)[axis]) - 1)
+    assert torch.allclose(found, literal_rotation(CLIP, *angles), atol=1e-5)
+
+
+def test_limited_rotation_takes_each_axis_alike_and_half_of_the_time() -> None:
+    turn = limited(fold(torch.arange(6000)), rotation="axis").turn
+    kept = (turn.diagonal(dim1=1, dim2=2) == 1).sum(1)  # the axis that a turn leaves alone
+    assert abs(int((kept == 3).sum()) - 3000) < 200
+    axis = (turn.diagonal(dim1=1, dim2=2) == 1)[kept == 1].long().argmax(1)
+    assert bool((torch.bincount(axis) > 850).all())
+    # The trace is 1 + 2 cos(angle).
+    angle = torch.rad2deg((((turn.diagonal(dim1=1, dim2=2).sum(1)) - 1) / 2).clamp(-1, 1).acos())
+    assert 29 < float(angle.max()) < 30.05
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_limited_mirroring_exchanges_joints_and_reflects_nothing(seed: int) -> None:
+    key = fold(14, seed)
+    wanted = CLIP.clone()
+    if float(uniform(key, "applied", 3)[1]) < 0.5:
+        wanted = literal_mirror(CLIP)
+        wanted[..., 0] = -wanted[..., 0]
+    assert torch.equal(limited(key, mirroring="index")(CLIP), wanted)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_limited_scaling_multiplies_each_axis(seed: int) -> None:
+    key = fold(15, seed)
+    wanted = CLIP
+    if float(uniform(key, "applied", 3)[0]) < 0.5:
+        wanted = CLIP * (1 + 0.2 * (2 * uniform(key, "axis scale", 3) - 1))
+    assert torch.allclose(limited(key, scaling="axes")(CLIP), wanted, atol=1e-6)
+
+
+def test_axis_scales_fill_their_range() -> None:
+    turn = limited(fold(torch.arange(3000)), scaling="axes").turn
+    factor = turn.diagonal(dim1=1, dim2=2)
+    assert 0.8 <= float(factor.min()) < 0.802
+    assert 1.198 < float(factor.max()) <= 1.2
+    assert abs(float(torch.corrcoef(factor[factor[:, 0] != 1].T)[0, 1])) < 0.15
+
+
+def test_limited_forms_come_in_the_order_of_the_full_ones() -> None:
+    keys = fold(16, torch.arange(40))
+    kinds = {"rotation": "axis", "mirroring": "skeleton", "scaling": "axes"}
+    whole = limited(keys, **kinds)(CLIP.expand(40, -1, -1, -1))
+    step = CLIP.expand(40, -1, -1, -1)
+    for kind in ("scaling", "mirroring", "rotation"):
+        step = limited(keys, **{kind: kinds[kind]})(step)
+    assert torch.allclose(whole, step, atol=1e-5)
+
+
+def test_none_of_the_three_changes_nothing() -> None:
+    assert torch.equal(limited(fold(torch.arange(9)))(CLIP.expand(9, -1, -1, -1))[3], CLIP)
+
+
+def test_planar_views_are_augmented_alike() -> None:
+    keys = fold(torch.arange(9))
+    transform = skeleton_aware(keys, KINECT, **PAPER)  # type: ignore[arg-type]
+    x = CLIP.expand(9, -1, -1, -1)
+    planar = x.movedim(-1, -3).contiguous()
+    assert torch.equal(transform(x), transform.planar(planar).movedim(-3, -1))
+
+
+def test_double_precision_agrees_with_single_and_rounds_the_same_in_every_batch() -> None:
+    keys = fold(17, torch.arange(50))
+    x = CLIP.double().expand(50, -1, -1, -1)
+    whole = skeleton_aware(keys, KINECT, **PAPER, dtype=torch.float64)  # type: ignore[arg-type]
+    single = skeleton_aware(keys, KINECT, **PAPER)  # type: ignore[arg-type]
+    assert torch.allclose(whole(x).float(), single(x.float()), atol=1e-5)
+    for some in (slice(0, 1), slice(7, 10), slice(13, 50)):
+        part = skeleton_aware(keys[some], KINECT, **PAPER, dtype=torch.float64)  # type: ignore[arg-type]
+        assert torch.equal(part(x[some]), whole(x)[some])
 
 
 @pytest.mark.parametrize("symmetric", [True, False])

@@ -10,9 +10,9 @@ import torch
 from builders import KINECT
 
 from skelpipe.errors import UserError
-from skelpipe.random import fold, uniform
+from skelpipe.random import below, fold, uniform
 from skelpipe.skeleton import Topology
-from skelpipe.views.masking import contiguous_subsets, tube_masks
+from skelpipe.views.masking import Subsets, contiguous_subsets, tube_masks
 
 TREE = contiguous_subsets(KINECT, "tree")
 SLICE = contiguous_subsets(KINECT, "slice")
@@ -73,24 +73,130 @@ def literal_mask(rng: random.Random, steps: int, subset: str, overshoot: bool) -
     return mask
 
 
-def replayed_tubes(key: torch.Tensor, steps: int, target: int) -> list[Tube]:
+def replayed_tubes(
+    key: torch.Tensor, steps: int, target: int, subsets: Subsets = TREE
+) -> list[Tube]:
     """The tubes a key draws, until ``target`` tokens are covered."""
-    tokens = steps * 25
+    joints_of_all = subsets.joints.shape[1]
+    tokens = steps * joints_of_all
     draws = {name: uniform(key, f"tube {name}", 64) for name in ("part", "area", "start")}
     covered: set[int] = set()
     tubes: list[Tube] = []
     for tube in range(64):
-        row = int((TREE.cumulative <= float(draws["part"][tube])).sum())
-        joints = frozenset(TREE.joints[row].nonzero()[:, 0].tolist())
+        row = int((subsets.cumulative <= float(draws["part"][tube])).sum())
+        row = min(row, len(subsets.width) - 1)
+        joints = frozenset(subsets.joints[row].nonzero()[:, 0].tolist())
         roof = max(min(target - len(covered), max(int(0.5 * tokens), 8)), 8)
         area = torch.tensor(8.0) + draws["area"][tube] * (roof - 8)
         duration = min(max(int((area / len(joints)).round()), 1), steps)
         start = int(draws["start"][tube] * (steps - duration + 1))
         tubes.append((joints, start, duration))
-        covered |= {s * 25 + j for s in range(start, start + duration) for j in joints}
+        covered |= {s * joints_of_all + j for s in range(start, start + duration) for j in joints}
         if len(covered) >= target:
             break
     return tubes
+
+
+def looped_mask(
+    key: torch.Tensor, steps: int, subsets: Subsets, overshoot: bool = False
+) -> torch.Tensor:
+    """One mask of the draws that `tube_masks` uses, token by token."""
+    joints = subsets.joints.shape[1]
+    tokens = steps * joints
+    least, most = math.ceil(0.5 * tokens - 1e-6), math.floor(0.9 * tokens + 1e-6)
+    target = least + int(below(key, "masked tokens", 1, most - least + 1))
+    mask: set[int] = set()
+    for chosen, start, duration in replayed_tubes(key, steps, target, subsets):
+        tube = [step * joints + j for step in range(start, start + duration) for j in chosen]
+        fresh = [token for token in sorted(tube) if token not in mask]
+        mask |= set(fresh if overshoot else fresh[: target - len(mask)])
+    left = target - len(mask)
+    if left > 0:
+        draws = uniform(key, "fill", len(subsets.parts)).tolist()
+        for part in sorted(range(len(draws)), key=draws.__getitem__):
+            inside = subsets.parts[part].tolist()
+            free = [t for t in range(tokens) if inside[t % joints] and t not in mask]
+            mask |= set(free[: target - len(mask)])
+    if len(mask) == tokens:
+        mask.remove(tokens - 1)
+    found = torch.zeros(tokens, dtype=torch.bool)
+    found[list(mask)] = True
+    return found.view(steps, joints)
+
+
+def limbs(joints: int) -> Topology:
+    """A skeleton of many joints: limbs of five in a row, all from the first joint."""
+    return Topology(
+        name="limbs",
+        joints=tuple(f"j{joint}" for joint in range(joints)),
+        parents=tuple(-1 if not j else 0 if j % 5 == 0 else j - 1 for j in range(joints)),
+        mirror=(),
+        parts={str(first): tuple(range(first, min(first + 5, joints)))
+               for first in range(0, joints, 5)},
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("steps", [1, 2, 4, 8])
+@pytest.mark.parametrize("subsets", [TREE, SLICE], ids=["tree", "slice"])
+@pytest.mark.parametrize("overshoot", [False, True])
+def test_masks_equal_a_plain_loop(steps: int, subsets: Subsets, overshoot: bool) -> None:
+    keys = fold(20, steps, torch.arange(40))
+    found = tube_masks(keys, steps, subsets, overshoot=overshoot, **PAPER)
+    for key, mask in zip(keys, found, strict=True):
+        assert torch.equal(mask, looped_mask(key, steps, subsets, overshoot))
+
+
+@pytest.mark.parametrize("joints", [15, 16, 30, 31, 64, 70])
+def test_masks_of_any_number_of_joints_equal_a_plain_loop(joints: int) -> None:
+    subsets = contiguous_subsets(limbs(joints), "tree")
+    keys = fold(21, joints, torch.arange(12))
+    for steps in (1, 3):
+        found = tube_masks(keys, steps, subsets, **PAPER)
+        for key, mask in zip(keys, found, strict=True):
+            assert torch.equal(mask, looped_mask(key, steps, subsets))
+
+
+def test_views_of_all_lengths_are_masked_together_as_they_are_apart() -> None:
+    keys = fold(22, torch.arange(200))
+    steps = torch.tensor([8, 4, 2, 1]).repeat(50)
+    together = tube_masks(keys, steps, TREE, **PAPER)
+    for count in (8, 4, 2, 1):
+        own = steps == count
+        assert torch.equal(together[own, :count], tube_masks(keys[own], count, TREE, **PAPER))
+        assert not bool(together[own, count:].any())
+
+
+def test_no_mask_is_drawn_for_no_key() -> None:
+    nobody = torch.zeros(0, dtype=torch.int64)
+    assert tube_masks(nobody, nobody, TREE, **PAPER).shape == (0, 1, 25)
+    assert tube_masks(nobody, 4, TREE, **PAPER).shape == (0, 4, 25)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 4, 8])
+def test_lengths_and_widths_of_masked_pieces_have_the_law_of_algorithm_1(steps: int) -> None:
+    count = 4000
+    keys = fold(23, steps, torch.arange(count))
+    found = tube_masks(keys, steps, TREE, **PAPER)
+    rng = random.Random(6)
+    wanted = torch.zeros(count, steps * 25, dtype=torch.bool)
+    for row in wanted:
+        row[list(literal_mask(rng, steps, "tree", overshoot=False))] = True
+    wanted = wanted.unflatten(1, (steps, 25))
+    # Of each mask one number, so that a histogram counts independent draws.
+    statistics = {
+        "tokens": lambda m: m.flatten(1).sum(1) // max(steps, 2),
+        "steps of a thumb": lambda m: m[:, :, 22].sum(1),
+        "steps of a shoulder": lambda m: m[:, :, 4].sum(1),
+        "joints of an arm": lambda m: m[:, 0, list(PARTS[1])].sum(1),
+        "joints of the trunk": lambda m: m[:, -1, list(PARTS[0])].sum(1),
+        "ends of tubes": lambda m: (m[:, 1:, 14] != m[:, :-1, 14]).sum(1),
+    }
+    for name, statistic in statistics.items():
+        ours, theirs = (torch.bincount(statistic(m), minlength=200) for m in (found, wanted))
+        kinds = (ours + theirs) > 0
+        unlike = ((ours - theirs)[kinds] ** 2 / (ours + theirs)[kinds]).sum()
+        freedom = max(int(kinds.sum()) - 1, 1)
+        assert float(unlike) < freedom + 5 * (2 * freedom) ** 0.5, name
 
 
 @pytest.mark.parametrize("steps", [1, 2, 4, 8])
