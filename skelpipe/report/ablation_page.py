@@ -259,6 +259,7 @@ def differences_figure(report: Record) -> Figure:
         )  # fmt: skip
         panel.grid(axis="x", color="#E3E6EA", linewidth=0.6)
         panel.spines[["top", "right"]].set_visible(False)
-    panels[0].legend(fontsize=8, frameon=False, loc="upper left")
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, fontsize=9, frameon=False, loc="outside upper right", ncols=3)
     panels[-1].set_xlabel("points over the full row")
     return figure

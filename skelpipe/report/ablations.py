@@ -238,12 +238,11 @@ def ablation_report(
         raise UserError(
             "there is no result to make a table of", expected=f"evaluations of part '{part}'"
         )
-    protocols = {
-        name: record["protocol"]
-        for name in PROTOCOLS
-        for record in records.values()
-        if record["protocol"]["name"] == name
-    }
+    protocols: dict[str, Record] = {}
+    for name in PROTOCOLS:
+        for record in records.values():
+            if record["protocol"]["name"] == name:
+                protocols.setdefault(name, record["protocol"])
     first = next(iter(records.values()))
     for (recipe, seed, _, name), record in records.items():
         for key in ("dataset", "split", "data_digest", "samples"):
