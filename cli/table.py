@@ -163,19 +163,23 @@ def table(
             f"what is missing would take about {hours / 24:.1f} days on this CPU",
             remedy="--scale tiny runs on one core; --yes starts this one all the same",
         )
-    failed, busy = _run_all(mine, setting)
+    failed = _run_all(mine, setting)
     _write_table(ablations, scale, setting, root, numbers, out or root / "table")
+    busy = [job for job in mine if job not in failed and not _state(job, setting).done]
     if busy:
         show_warning(
-            f"another process is at {len(busy)} runs ({'; '.join(busy)}): the same command shows "
-            "all once they are done"
+            f"another process is at {_names(busy)}: the same command shows all when it is done"
         )
     if failed:
         raise UserError(
             f"{len(failed)} of {len(mine)} runs failed",
-            found="; ".join(failed),
+            found=_names(failed),
             remedy="the errors above say why",
         )
+
+
+def _names(jobs: Sequence[Job]) -> str:
+    return "; ".join(job.name for job in jobs)
 
 
 def _row(name: str, recipes: dict[str, Recipe]) -> str:
@@ -204,7 +208,7 @@ def _check_same(job: Job, setting: Setting) -> None:
         return
     run = read_run(job.folder)
     pairs = {
-        "recipe": (run.recipe, job.recipe),
+        "recipe": (run.recipe.model_copy(update={"title": job.recipe.title}), job.recipe),
         "seed": (run.data["seed"], job.seed),
         "data set": (run.data["dataset"], card.dataset),
         "split": (run.data["split"], card.split),
@@ -332,26 +336,24 @@ def _time(hours: float) -> str:
     return f"{hours:.1f} hours" if hours < _LONG_HOURS else f"{hours / 24:.1f} days"
 
 
-def _run_all(jobs: Sequence[Job], setting: Setting) -> tuple[list[str], list[str]]:
-    """Do what is missing of every job; returns those that failed and those in other hands."""
-    failed, busy = [], []
+def _run_all(jobs: Sequence[Job], setting: Setting) -> list[Job]:
+    """Do what is missing of every job that no other process is at; returns those that failed."""
+    failed = []
     for number, job in enumerate(jobs, start=1):
         with _held(job.folder) as held:
-            if not held:
-                busy.append(job.name)
-            elif not (state := _state(job, setting)).done:
+            if held and not (state := _state(job, setting)).done:
                 console.print(f"run {number} of {len(jobs)}: {job.name}", soft_wrap=True)
                 try:
                     _run(job, state, setting)
                 except UserError as error:  # the other rows do not depend on this one
                     show_error(str(error))
-                    failed.append(job.name)
+                    failed.append(job)
                 left = sum(_state(other, setting).left for other in jobs)
                 if left:
                     console.print(
                         f"about {_time(left * _hours_each(jobs, setting))} of pre-training left"
                     )
-    return failed, busy
+    return failed
 
 
 @contextmanager

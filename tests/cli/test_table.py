@@ -192,7 +192,7 @@ def test_a_run_in_another_process_is_left_to_it(data: Path, tmp_path: Path) -> N
     descriptor = os.open(folder, os.O_RDONLY)
     fcntl.flock(descriptor, fcntl.LOCK_EX)
     output = done(given)
-    assert f"another process is at 1 runs ({ROWS[0]}, seed 1)" in " ".join(output.split())
+    assert f"another process is at {ROWS[0]}, seed 1:" in " ".join(output.split())
     assert not any(folder.iterdir())
     assert "1 of 2 runs are missing" in done([*given, "--plan"])
     os.close(descriptor)
