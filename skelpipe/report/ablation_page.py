@@ -57,7 +57,7 @@ def grids(report: Record) -> list[Grid]:
     found = [
         _summary_grid(report, names),
         *(_rows_grid(table, name) for name in names for table in report["tables"]),
-        _floors_grid(report, names),
+        _floor_grid(report, names),
         _orderings_grid(report, names),
     ]
     return [grid for grid in found if grid.rows]
@@ -97,18 +97,11 @@ def _difference(points: float, error: float) -> str:
     return f"{points:+.1f} ({2 * error:.1f})"
 
 
-def _floors_grid(report: Record, names: Sequence[str]) -> Grid:
-    columns = ["floor", *(f"{_SHORT[name]}, mean" for name in names)]
-    kinds = {kind for name in names for kind in report["floors"][name]}
-    words = {"random-init": "untrained encoder", "raw": "raw skeleton"}
-    rows = [
-        (
-            words[kind],
-            *(_mean(f[kind]) if kind in (f := report["floors"][name]) else "" for name in names),
-        )
-        for kind in sorted(kinds)
-    ]
-    return Grid("What comes without training", tuple(columns), rows)
+def _floor_grid(report: Record, names: Sequence[str]) -> Grid:
+    columns = ("floor", *(f"{_SHORT[name]}, mean ± std" for name in names))
+    means = [_mean(floor) if (floor := report["floor"][name]) else "" for name in names]
+    rows = [("untrained encoder", *means)] if any(means) else []
+    return Grid("What comes without training", columns, rows)
 
 
 def _summary_grid(report: Record, names: Sequence[str]) -> Grid:

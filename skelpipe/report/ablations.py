@@ -254,12 +254,12 @@ def ablation_report(
             _must_equal(f"{entry.recipe}, seed {entry.seed}", key, found, wanted)
 
     scores: dict[str, dict[str, Score]] = {name: {} for name in protocols}
-    floors: dict[str, dict[str, Score]] = {name: {} for name in protocols}
+    floor: dict[str, dict[int, float]] = {name: {} for name in protocols}
     for (recipe, seed, subject, name), record in records.items():
-        table = scores[name] if subject == "run" else floors[name]
-        row = recipe if subject == "run" else subject
-        values = table[row].by_seed if row in table else {}
-        table[row] = Score({**values, seed: record["results"][0]["accuracy"]})
+        by_seed = (
+            scores[name].setdefault(recipe, Score({})).by_seed if subject == "run" else floor[name]
+        )
+        by_seed[seed] = record["results"][0]["accuracy"]
 
     queries = int(first["samples"]["test"])
     spread = {name: difference_variance(scores[name].values()) for name in protocols}
@@ -293,10 +293,7 @@ def ablation_report(
         "protocols": protocols,
         "seeds": sorted({entry.seed for entry in entries}),
         "tables": tables,
-        "floors": {
-            name: {row: _score(score) for row, score in found.items()}
-            for name, found in floors.items()
-        },
+        "floor": {name: _score(Score(found)) if found else None for name, found in floor.items()},
         "difference_std": {name: None if v is None else sqrt(v) for name, v in spread.items()},
         "orderings": {
             name: _orderings(ablations, scores[name], spread[name], queries) for name in protocols

@@ -332,7 +332,7 @@ def test_other_features_and_parts_do_not_count() -> None:
 def test_the_untrained_encoder_is_a_floor_and_no_row() -> None:
     found = [Entry("all", 0, SETTINGS, [result(60), result(40, subject="random-init")])]
     report = report_of(found)
-    assert report["floors"]["linear"]["random-init"]["mean"] == 40
+    assert report["floor"]["linear"]["mean"] == 40
     assert report["tables"][0]["rows"][-1]["ours"]["linear"]["mean"] == 60
     assert "| untrained encoder | 40.0 |" in as_markdown(report)
 
