@@ -21,6 +21,7 @@ from .prepare import prepare
 from .pretrain import pretrain
 from .show import show
 from .synth import synth
+from .table import table
 from .verify import verify
 
 app = typer.Typer(
@@ -31,7 +32,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-for command in (synth, new_dataset, prepare, info, show, verify, pretrain, evaluate, demo, bench):
+COMMANDS = (
+    synth, new_dataset, prepare, info, show, verify, pretrain, evaluate, table, demo, bench,
+)  # fmt: skip
+for command in COMMANDS:
     app.command()(command)
 
 

@@ -181,12 +181,13 @@ def result_table(group: Sequence[Record]) -> Table:
         columns=tuple(columns),
         rows=tuple(rows),
         numbers=settings_line(first["protocol"]),
-        warnings=_united(record["warnings"] for record in group),
-        readings=_united(record["readings"] for record in group),
+        warnings=united(record["warnings"] for record in group),
+        readings=united(record["readings"] for record in group),
     )
 
 
-def _united(lists: Iterable[Sequence[str]]) -> tuple[str, ...]:
+def united(lists: Iterable[Sequence[str]]) -> tuple[str, ...]:
+    """All texts of some lists, each once, in the order met."""
     return tuple(dict.fromkeys(text for texts in lists for text in texts))
 
 

@@ -1,0 +1,258 @@
+"""A report of ablations as JSON, Markdown and a self-contained page, from its record alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from skelpipe.checkpoint import write_json
+from skelpipe.report.ablations import count_orderings
+
+from .colours import COLOURS, GREY
+from .html import facts, picture, table, warnings, write_html
+from .plots import plain
+from .tables import settings_line
+
+Record = dict[str, Any]
+
+_SHORT = {"knn": "k-NN", "linear": "linear"}
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A table of texts under a heading; its first columns are words, as many as said."""
+
+    title: str
+    columns: tuple[str, ...]
+    rows: list[tuple[str, ...]]
+    words: int = 1
+
+
+def write_report(out: Path, report: Record) -> list[Path]:
+    """Write a report of `ablation_report` as NAME.json, NAME.md and NAME.html.
+
+    Args:
+        out: The folder; it is made.
+        report: The record.
+
+    Returns:
+        The files.
+    """
+    json, markdown, page = (out / f"{report['name']}{end}" for end in (".json", ".md", ".html"))
+    write_json(json, report)
+    markdown.write_text(as_markdown(report), encoding="utf-8")
+    write_html(page, report["title"], _html(report))
+    return [json, markdown, page]
+
+
+def grids(report: Record) -> list[Grid]:
+    """The tables of a report, shortest account first: counts, published beside ours, orderings."""
+    names = list(report["protocols"])
+    found = [
+        _summary_grid(report, names),
+        *(_rows_grid(table, name) for name in names for table in report["tables"]),
+        _floor_grid(report, names),
+        _orderings_grid(report, names),
+    ]
+    return [grid for grid in found if grid.rows]
+
+
+def _rows_grid(published: Record, name: str) -> Grid:
+    columns = (
+        "row", "published X-Sub", "published X-View", "X-Sub over full row",
+        f"{_SHORT[name]} by seed", "mean ± std", "over full row",
+    )  # fmt: skip
+    full = max(row["xsub"] for row in published["rows"])
+    rows = []
+    for row in published["rows"]:
+        cells = [row["label"], f"{row['xsub']:.1f}", f"{row['xview']:.1f}"]
+        cells.append(f"{row['xsub'] - full:+.1f}" if row["xsub"] != full else "")
+        ours = row["ours"][name]
+        cells += ["not run", "", ""] if ours is None else _own_cells(ours)
+        rows.append(tuple(cells))
+    title = f"Table {published['number']}, {published['title']}: published, and ours, "
+    return Grid(title + _SHORT[name], columns, rows)
+
+
+def _own_cells(ours: Record) -> list[str]:
+    by_seed = ", ".join(f"{value:.1f}" for value in ours["by_seed"].values())
+    difference = ""
+    if ours.get("over_full"):
+        difference = _difference(**ours["over_full"])
+    return [by_seed, _mean(ours), difference]
+
+
+def _mean(score: Record) -> str:
+    return f"{score['mean']:.1f}" + ("" if score["std"] is None else f" ± {score['std']:.1f}")
+
+
+def _difference(points: float, error: float) -> str:
+    """Points, and in brackets what they must exceed to be beyond noise."""
+    return f"{points:+.1f} ({2 * error:.1f})"
+
+
+def _floor_grid(report: Record, names: Sequence[str]) -> Grid:
+    columns = ("floor", *(f"{_SHORT[name]}, mean ± std" for name in names))
+    means = [_mean(floor) if (floor := report["floor"][name]) else "" for name in names]
+    rows = [("untrained encoder", *means)] if any(means) else []
+    return Grid("What comes without training", columns, rows)
+
+
+def _summary_grid(report: Record, names: Sequence[str]) -> Grid:
+    columns = (
+        "protocol", "table", "pairs", "measured", "hold", "hold beyond noise",
+        "fail beyond noise", "within noise",
+    )  # fmt: skip
+    rows = []
+    for name in names:
+        found = report["orderings"][name]
+        numbers = [published["number"] for published in report["tables"]]
+        for number in (*numbers, "all"):
+            counts = count_orderings(r for r in found if number in (r["table"], "all"))
+            rows.append((_SHORT[name], str(number), *map(str, counts.values())))
+    return Grid("How many of the paper's orderings hold", columns, rows, words=2)
+
+
+def _orderings_grid(report: Record, names: Sequence[str]) -> Grid:
+    columns = ["better by X-Sub", "than", "table", "published, points"]
+    for name in names:
+        columns += [f"{_SHORT[name]}, points", f"{_SHORT[name]}"]
+    rows = []
+    for together in zip(*(report["orderings"][name] for name in names), strict=True):
+        first = together[0]
+        cells = [first["higher"], first["lower"], str(first["table"]), f"{first['published']:+.1f}"]
+        for record in together:
+            measured = record["ours"] is not None
+            cells.append(_difference(record["ours"], record["error"]) if measured else "")
+            cells.append(_verdict(record))
+        rows.append(tuple(cells))
+    return Grid("Every ordering", tuple(columns), rows, words=2)
+
+
+def _verdict(record: Record) -> str:
+    if record["ours"] is None:
+        return "not run"
+    word = "holds" if record["holds"] else "fails"
+    return f"{word}, within noise" if record["within_noise"] else word
+
+
+def _facts(report: Record) -> dict[str, str]:
+    train, encoder, head = (report["training"][key] for key in ("train", "encoder", "head"))
+    samples = report["samples"]
+    spread = {
+        _SHORT[name]: "unknown, one seed" if std is None else f"{std:.2f} points"
+        for name, std in report["difference_std"].items()
+    }
+    return {
+        "published": report["source"],
+        "scale": f"{report['scale']['name']}: {report['scale']['title']}",
+        "pre-training": f"{train['epochs']} epochs, batch {train['batch']}, {train['precision']}, "
+        f"{encoder['layers']} layers of {encoder['dim']}, {head['prototypes']:,} prototypes, "
+        f"peak lr {report['training']['optim']['lr']:g}",
+        "data": f"{report['dataset']} {report['split']}, data digest {report['data_digest']}",
+        "queries": f"{report['part']}: {samples['test']:,} samples against "
+        f"{samples['train']:,} training samples",
+        "seeds": ", ".join(map(str, report["seeds"])),
+        "features": "student, mean of patch tokens; accuracy after the last epoch",
+        **{
+            f"protocol {_SHORT[name]}": settings_line(protocol)
+            for name, protocol in report["protocols"].items()
+        },
+        "deviation of a difference between seeds": ", ".join(
+            f"{name} {text}" for name, text in spread.items()
+        ),
+    }
+
+
+_KEY = (
+    "Accuracies are top-1 in per cent, differences points. Behind a difference stands, in "
+    "brackets, what it must reach to be beyond noise. Rows of one recipe are one run."
+)
+
+
+def as_markdown(report: Record) -> str:
+    """A report as Markdown."""
+    lines = [f"# {report['title']}", ""]
+    lines += [f"**Warning:** {text}\n" for text in report["warnings"]]
+    lines += [f"- **{name}**: {value}" for name, value in _facts(report).items()]
+    lines += ["", _KEY, "", report["noise_rule"], ""]
+    for grid in grids(report):
+        marks = ["---"] * grid.words + ["---:"] * (len(grid.columns) - grid.words)
+        lines += [f"## {grid.title}", ""]
+        lines += [f"| {' | '.join(cells)} |" for cells in (grid.columns, marks, *grid.rows)]
+        lines.append("")
+    for title, texts in (("Notes", report["notes"]), ("Our reading", report["readings"])):
+        lines += [f"## {title}", "", *(f"- {text}" for text in texts), ""]
+    return "\n".join(lines)
+
+
+def _html(report: Record) -> list[str]:
+    parts = [
+        warnings(report["warnings"]),
+        facts(_facts(report)),
+        f'<p class="faint">{escape(_KEY)}</p><p class="faint">{escape(report["noise_rule"])}</p>',
+        picture(
+            differences_figure(report),
+            "differences to the full row, published and ours",
+            "How far each row lies from the full one: published X-Sub in grey, ours with two "
+            "standard errors to either side.",
+        ),
+    ]
+    for grid in grids(report):
+        parts += [
+            f"<h2>{escape(grid.title)}</h2>",
+            table(grid.columns, grid.rows, words=grid.words),
+        ]
+    for title, texts in (("Notes", report["notes"]), ("Our reading", report["readings"])):
+        items = "".join(f"<li>{escape(text)}</li>" for text in texts)
+        parts.append(f"<h2>{title}</h2><ul>{items}</ul>")
+    return parts
+
+
+def differences_figure(report: Record) -> Figure:
+    """Each row's difference to the full row: published, and ours with two standard errors."""
+    names = list(report["protocols"])
+    sizes = [len(published["rows"]) for published in report["tables"]]
+    figure = Figure(figsize=(9, 1.2 + 0.42 * sum(sizes)), layout="constrained")
+    panels = figure.subplots(len(sizes), sharex=True, height_ratios=sizes, squeeze=False)[:, 0]
+    for panel, published in zip(panels, report["tables"], strict=True):
+        rows = published["rows"]
+        full = max(row["xsub"] for row in rows)
+        places = np.arange(len(rows))
+        panel.plot(
+            [row["xsub"] - full for row in rows], places, "D", color=GREY, label="published, X-Sub"
+        )
+        for number, name in enumerate(names):
+            found = [
+                (place + 0.22 * (number + 1), row["ours"][name]["over_full"])
+                for place, row in zip(places, rows, strict=True)
+                if row["ours"][name] and row["ours"][name].get("over_full")
+            ]
+            panel.errorbar(
+                [over["points"] for _, over in found],
+                [place for place, _ in found],
+                xerr=[2 * over["error"] for _, over in found],
+                fmt="o",
+                markersize=4,
+                color=COLOURS[number],
+                label=f"ours, {_SHORT[name]}",
+            )
+        panel.axvline(0, color="#444444", linewidth=1)
+        panel.set_yticks(places, [plain(row["label"]) for row in rows])
+        panel.set_ylim(len(rows) - 0.3, -0.5)
+        panel.set_title(
+            f"Table {published['number']}: {published['title']}",
+            fontsize=10, loc="left", fontweight="bold",
+        )  # fmt: skip
+        panel.grid(axis="x", color="#E3E6EA", linewidth=0.6)
+        panel.spines[["top", "right"]].set_visible(False)
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, fontsize=9, frameon=False, loc="outside upper right", ncols=3)
+    panels[-1].set_xlabel("points over the full row")
+    return figure

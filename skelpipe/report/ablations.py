@@ -1,0 +1,381 @@
+"""Ablation tables: what was published, and what runs of every row gave, from JSON records alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from math import sqrt
+from pathlib import Path
+from statistics import fmean, stdev, variance
+from typing import Any, Literal
+
+from pydantic import Field
+
+from skelpipe.checkpoint import read_json
+from skelpipe.config import Recipe, Settings, build, load_recipe
+from skelpipe.errors import UserError
+from skelpipe.manifest import read_manifest
+from skelpipe.report.tables import read_results, united
+
+Record = dict[str, Any]
+
+PROTOCOLS = ("linear", "knn")
+"""Protocols of a report, the published one first."""
+NOISE_RULE = (
+    "Runs of one seed share initial weights, order and probe, so rows are compared seed by seed. A "
+    "difference of two rows, the mean over the seeds that both have, is within noise if it is "
+    "smaller than two standard errors. The standard error is the root of two variances. Of the "
+    "seeds: s^2 / n for n seeds, s^2 being the variance of a difference between seeds, pooled over "
+    "all pairs of rows; it is unknown, and left out, where there is one seed. Of the queries: the "
+    "sum of p (1 - p) / Q over both rows, p being a row's accuracy on Q queries, which more seeds "
+    "do not lower; that both rows answer the same queries would lower it and is not made use of."
+)
+SAME_IN_ALL = ("method", "pipeline", "encoder", "head", "optim", "train")
+"""Sections of a recipe in which no row differs from another."""
+
+
+class Row(Settings):
+    """A row of a published table: top-1 in per cent, and the recipe that is our reading of it."""
+
+    label: str
+    recipe: str
+    xsub: float = Field(gt=0, lt=100)
+    xview: float = Field(gt=0, lt=100)
+
+
+class PublishedTable(Settings):
+    """A published table, by its number in the paper."""
+
+    number: int
+    title: str
+    rows: tuple[Row, ...]
+
+
+class Scale(Settings):
+    """At what size the rows are run.
+
+    Attributes:
+        title: What it is, in words.
+        base: Recipe that the rows' recipes stand on.
+        linear: Changes of the linear protocol.
+        changes: By a row's recipe, settings that its own must be replaced with at this scale.
+    """
+
+    title: str
+    base: str
+    linear: tuple[str, ...] = ()
+    changes: dict[str, tuple[str, ...]] = Field(default_factory=dict)
+
+
+class Ablations(Settings):
+    """Published ablations and how they are run."""
+
+    kind: Literal["ablations"]
+    name: str
+    title: str
+    source: str
+    full: str = Field(description="recipe of the row that has all parts of the method")
+    readings: tuple[str, ...]
+    notes: tuple[str, ...]
+    scales: dict[str, Scale]
+    tables: tuple[PublishedTable, ...]
+
+    def recipes(self) -> list[str]:
+        """Names of the rows' recipes; rows that are the same run share one."""
+        return list(dict.fromkeys(row.recipe for table in self.tables for row in table.rows))
+
+
+def load_ablations(name: str) -> Ablations:
+    """Packaged ablations by name; an unknown one suggests the nearest."""
+    return build(Ablations, read_manifest("ablations", name), what=f"'{name}'")
+
+
+def row_recipes(ablations: Ablations, scale: str, changes: Sequence[str] = ()) -> dict[str, Recipe]:
+    """The resolved recipe of every row at a scale.
+
+    Raises:
+        UserError: ``changes`` do not fit, or make two rows the same run.
+    """
+    spec = ablations.scales[scale]
+    found: dict[str, Recipe] = {}
+    for name in ablations.recipes():
+        own = spec.changes.get(name, ())
+        recipe = load_recipe(name, [*own, *changes], base=spec.base)
+        for other in found.values():
+            if recipe == other.model_copy(update={"name": recipe.name, "title": recipe.title}):
+                raise UserError(
+                    f"the rows '{other.name}' and '{name}' would be the same run",
+                    found=" ".join(changes),
+                    remedy="leave out the settings that the rows differ in",
+                )
+        found[name] = recipe
+    return found
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What stands in the folder of a row's run.
+
+    Attributes:
+        recipe: Name of the row's recipe.
+        seed: Of the run.
+        settings: recipe.json.
+        results: Evaluation records.
+    """
+
+    recipe: str
+    seed: int
+    settings: Record
+    results: list[Record]
+
+
+def run_folder(root: Path, recipe: str, seed: int) -> Path:
+    """Where the run of a row and seed lies."""
+    return root / f"{recipe}-seed{seed}"
+
+
+def read_entries(root: Path, recipes: Iterable[str], seeds: Iterable[int]) -> list[Entry]:
+    """The runs that have results, of these rows and seeds."""
+    found = []
+    for recipe in recipes:
+        for seed in seeds:
+            folder = run_folder(root, recipe, seed)
+            results = read_results(folder)
+            if results:
+                found.append(Entry(recipe, seed, read_json(folder / "recipe.json"), results))
+    return found
+
+
+@dataclass(frozen=True)
+class Score:
+    """A row's accuracies under one protocol, in per cent, by seed; at least one."""
+
+    by_seed: dict[int, float]
+
+    @property
+    def mean(self) -> float:
+        return fmean(self.by_seed.values())
+
+    @property
+    def std(self) -> float | None:
+        """Sample standard deviation; None of a single seed."""
+        return stdev(self.by_seed.values()) if len(self.by_seed) > 1 else None
+
+
+def differences(first: Score, second: Score) -> list[float]:
+    """How far one row lies over another, by each seed that both have."""
+    shared = sorted(first.by_seed.keys() & second.by_seed.keys())
+    return [first.by_seed[seed] - second.by_seed[seed] for seed in shared]
+
+
+def difference_variance(scores: Iterable[Score]) -> float | None:
+    """Variance of a difference between seeds, pooled over all pairs of rows that share two seeds.
+
+    None where no pair does.
+    """
+    pairs = [differences(*pair) for pair in combinations(scores, 2)]
+    many = [found for found in pairs if len(found) > 1]
+    freedom = sum(len(found) - 1 for found in many)
+    if not freedom:
+        return None
+    return sum((len(found) - 1) * variance(found) for found in many) / freedom
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One row over another: points, and their standard error by `NOISE_RULE`."""
+
+    points: float
+    error: float
+
+    @property
+    def within_noise(self) -> bool:
+        return abs(self.points) < 2 * self.error
+
+
+def compare(first: Score, second: Score, spread: float | None, queries: int) -> Comparison | None:
+    """How far one row lies over another; None if they share no seed.
+
+    Args:
+        first, second: The rows.
+        spread: Of `difference_variance`; None where it is unknown, which leaves its part out.
+        queries: Q.
+    """
+    found = differences(first, second)
+    if not found:
+        return None
+    binomial = sum(score.mean * (100 - score.mean) / queries for score in (first, second))
+    return Comparison(fmean(found), sqrt((spread or 0.0) / len(found) + binomial))
+
+
+def ablation_report(
+    ablations: Ablations, scale: str, entries: Sequence[Entry], *, part: str
+) -> Record:
+    """Published and own numbers of every row, and what can be said of their order.
+
+    Accuracies are the student's, of mean patch tokens, after the last epoch.
+
+    Args:
+        ablations: What was published.
+        scale: Name of one of its scales.
+        entries: Runs with their results; rows without any are reported as not run.
+        part: Which results count: "test", or validation subjects as the records name them.
+
+    Returns:
+        A JSON object; `ablation_page` writes it as Markdown and HTML.
+
+    Raises:
+        UserError: Results of different data or protocols, or runs of different sizes.
+    """
+    records = {
+        (entry.recipe, entry.seed, record["subject"], record["protocol"]["name"]): record
+        for entry in entries
+        for record in entry.results
+        if record["features"] == "patch" and record["part"] == part
+    }
+    if not records:
+        raise UserError(
+            "there is no result to make a table of", expected=f"evaluations of part '{part}'"
+        )
+    protocols: dict[str, Record] = {}
+    for name in PROTOCOLS:
+        for record in records.values():
+            if record["protocol"]["name"] == name:
+                protocols.setdefault(name, record["protocol"])
+    first = next(iter(records.values()))
+    for (recipe, seed, _, name), record in records.items():
+        for key in ("dataset", "split", "data_digest", "samples"):
+            _must_equal(f"{recipe}, seed {seed}", key, record[key], first[key])
+        _must_equal(f"{recipe}, seed {seed}", "protocol", record["protocol"], protocols[name])
+    for entry in entries:
+        for key in SAME_IN_ALL:
+            found, wanted = entry.settings[key], entries[0].settings[key]
+            _must_equal(f"{entry.recipe}, seed {entry.seed}", key, found, wanted)
+
+    scores: dict[str, dict[str, Score]] = {name: {} for name in protocols}
+    floor: dict[str, dict[int, float]] = {name: {} for name in protocols}
+    for (recipe, seed, subject, name), record in records.items():
+        by_seed = (
+            scores[name].setdefault(recipe, Score({})).by_seed if subject == "run" else floor[name]
+        )
+        by_seed[seed] = record["results"][0]["accuracy"]
+
+    queries = int(first["samples"]["test"])
+    spread = {name: difference_variance(scores[name].values()) for name in protocols}
+    tables = [
+        {
+            "number": table.number,
+            "title": table.title,
+            "rows": [
+                {
+                    **row.model_dump(),
+                    "ours": {
+                        name: _own(scores[name], row.recipe, ablations.full, spread[name], queries)
+                        for name in protocols
+                    },
+                }
+                for row in table.rows
+            ],
+        }
+        for table in ablations.tables
+    ]
+    return {
+        "kind": "ablation report",
+        "name": ablations.name,
+        "title": ablations.title,
+        "source": ablations.source,
+        "scale": {"name": scale, "title": ablations.scales[scale].title},
+        **{key: first[key] for key in ("dataset", "split", "data_digest", "samples")},
+        "part": part,
+        "warnings": united(record["warnings"] for record in records.values()),
+        "training": {key: entries[0].settings[key] for key in SAME_IN_ALL},
+        "protocols": protocols,
+        "seeds": sorted({entry.seed for entry in entries}),
+        "tables": tables,
+        "floor": {name: _score(Score(found)) if found else None for name, found in floor.items()},
+        "difference_std": {name: None if v is None else sqrt(v) for name, v in spread.items()},
+        "orderings": {
+            name: _orderings(ablations, scores[name], spread[name], queries) for name in protocols
+        },
+        "noise_rule": NOISE_RULE,
+        "notes": list(ablations.notes),
+        "readings": [
+            *ablations.readings,
+            *united(record["readings"] for record in records.values()),
+        ],
+    }
+
+
+def _must_equal(where: str, key: str, found: object, expected: object) -> None:
+    if found != expected:
+        raise UserError(
+            f"results that differ in '{key}' make no table",
+            place=where,
+            found=found,
+            expected=f"{expected}, as in the others",
+            remedy="another --runs folder for runs of other data or settings",
+        )
+
+
+def _score(score: Score) -> Record:
+    by_seed = {str(seed): value for seed, value in sorted(score.by_seed.items())}
+    return {"by_seed": by_seed, "mean": score.mean, "std": score.std}
+
+
+def _own(
+    scores: Mapping[str, Score], recipe: str, full: str, spread: float | None, queries: int
+) -> Record | None:
+    """A row's score, and its difference to the full row's where both were run."""
+    if recipe not in scores:
+        return None
+    found = _score(scores[recipe])
+    if recipe != full and full in scores:
+        over = compare(scores[recipe], scores[full], spread, queries)
+        found["over_full"] = over and {"points": over.points, "error": over.error}
+    return found
+
+
+def _orderings(
+    ablations: Ablations, scores: Mapping[str, Score], spread: float | None, queries: int
+) -> list[Record]:
+    """Every pair of rows of a table whose published X-Sub accuracies differ, the better first."""
+    found = []
+    for table in ablations.tables:
+        for pair in combinations(table.rows, 2):
+            lower, higher = sorted(pair, key=lambda row: row.xsub)
+            if lower.xsub == higher.xsub:
+                continue
+            record: Record = {
+                "table": table.number,
+                "higher": higher.label,
+                "lower": lower.label,
+                "published": round(higher.xsub - lower.xsub, 6),
+                "ours": None,
+            }
+            if higher.recipe in scores and lower.recipe in scores:
+                over = compare(scores[higher.recipe], scores[lower.recipe], spread, queries)
+                if over:
+                    record |= {
+                        "ours": over.points,
+                        "error": over.error,
+                        "holds": over.points > 0,
+                        "within_noise": over.within_noise,
+                    }
+            found.append(record)
+    return found
+
+
+def count_orderings(orderings: Iterable[Record]) -> dict[str, int]:
+    """How many orderings there are, were measured, hold, are reversed, and are within noise."""
+    found = list(orderings)
+    measured = [record for record in found if record["ours"] is not None]
+    clear = [record for record in measured if not record["within_noise"]]
+    return {
+        "published": len(found),
+        "measured": len(measured),
+        "hold": sum(record["holds"] for record in measured),
+        "hold_beyond_noise": sum(record["holds"] for record in clear),
+        "fail_beyond_noise": sum(not record["holds"] for record in clear),
+        "within_noise": len(measured) - len(clear),
+    }

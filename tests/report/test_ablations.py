@@ -1,0 +1,381 @@
+from __future__ import annotations
+
+import json
+from html.parser import HTMLParser
+from math import sqrt
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from skelpipe.config import load_recipe
+from skelpipe.errors import UserError
+from skelpipe.report.ablation_page import as_markdown, grids, write_report
+from skelpipe.report.ablations import (
+    Ablations,
+    Entry,
+    Score,
+    ablation_report,
+    compare,
+    count_orderings,
+    difference_variance,
+    load_ablations,
+    read_entries,
+    row_recipes,
+    run_folder,
+)
+
+SLIM = load_ablations("slim-ablations")
+CL_16 = [{"frames": 16, "ratio": (0.15, 0.4)}] * 3
+CL_8 = [{"frames": 8, "ratio": (0.15, 0.4)}] * 2
+NO_MFM = {("loss", "mask_weight"): 0.0, ("mask", "global_kind"): "none"}
+# What each row changes of the full one, in words of the recipe.
+ROWS: dict[str, dict[tuple[str, str], Any]] = {
+    "cl": {("views", "local"): CL_16, **NO_MFM},
+    "glcl": NO_MFM,
+    "mfm": {
+        ("loss", "contrast_weight"): 0.0,
+        ("loss", "koleo_weight"): 0.0,
+        ("views", "crops"): 0,
+    },
+    "mfm-cl": {("views", "local"): CL_16},
+    "full": {},
+    "global-limited": {("mask", "global_kind"): "motion"},
+    "local-none": {("mask", "local_kind"): "none"},
+    "local-limited": {("mask", "local_kind"): "motion"},
+    "rotation-none": {("augment", "rotation"): "none"},
+    "rotation-limited": {("augment", "rotation"): "axis"},
+    "mirroring-none": {("augment", "mirroring"): "none"},
+    "mirroring-limited": {("augment", "mirroring"): "index"},
+    "scaling-none": {("augment", "scaling"): "none"},
+    "scaling-limited": {("augment", "scaling"): "axes"},
+}
+
+
+def differing(recipe: Any, other: Any) -> dict[tuple[str, str], Any]:
+    mine, theirs = recipe.model_dump(), other.model_dump()
+    assert mine.keys() == theirs.keys()
+    return {
+        (section, key): list(value) if isinstance(value, tuple) else value
+        for section, settings in mine.items()
+        if isinstance(settings, dict)
+        for key, value in settings.items()
+        if value != theirs[section][key]
+    }
+
+
+@pytest.mark.parametrize("scale", SLIM.scales)
+def test_a_row_differs_from_the_full_one_in_what_it_says_alone(scale: str) -> None:
+    recipes = row_recipes(SLIM, scale)
+    assert [name.removeprefix("slim-ablation-") for name in recipes] == list(ROWS)
+    full = recipes["slim-ablation-full"]
+    for row, changes in ROWS.items():
+        expected = dict(changes)
+        if scale == "tiny" and ("views", "local") in changes:
+            expected["views", "local"] = CL_8
+        recipe = recipes[f"slim-ablation-{row}"]
+        assert recipe.name == f"slim-ablation-{row}"
+        assert differing(recipe, full) == expected, row
+
+
+def test_the_full_row_is_the_recipe_for_100_epochs() -> None:
+    paper = row_recipes(SLIM, "paper")["slim-ablation-full"]
+    assert differing(paper, load_recipe("slim")) == {("train", "epochs"): 100}
+    assert paper == load_recipe("slim-ablation-full")
+    tiny = row_recipes(SLIM, "tiny")["slim-ablation-full"]
+    changed = differing(tiny, load_recipe("slim-tiny"))
+    assert changed.keys() == {("train", "epochs"), ("mask", "local_probability")}
+    assert changed["mask", "local_probability"] == 0.5
+
+
+@pytest.mark.parametrize("scale", SLIM.scales)
+def test_contrast_of_one_clip_length_has_as_many_views(scale: str) -> None:
+    recipes = row_recipes(SLIM, scale)
+    full = recipes["slim-ablation-full"].views
+    for row in ("cl", "mfm-cl"):
+        views = recipes[f"slim-ablation-{row}"].views
+        assert (len(views.local), views.crops) == (len(full.local), full.crops)
+        (size,) = set(views.local)
+        assert size in full.local
+        assert size.frames * 4 == views.frames  # 16 of 64
+
+
+def test_published_numbers_of_one_run_are_the_same_everywhere() -> None:
+    found: dict[str, set[tuple[float, float]]] = {}
+    for table in SLIM.tables:
+        for row in table.rows:
+            found.setdefault(row.recipe, set()).add((row.xsub, row.xview))
+    assert all(len(numbers) == 1 for numbers in found.values())
+    assert len(found) == 14
+    assert [len(table.rows) for table in SLIM.tables] == [5, 5, 7]
+    # The differences that Sec. 4.4 names.
+    (full,) = found["slim-ablation-full"]
+    for row, points in {
+        "global-limited": 3.5,
+        "local-limited": 2.0,
+        "rotation-limited": 2.9,
+        "mirroring-limited": 1.8,
+        "scaling-limited": 1.3,
+    }.items():
+        ((xsub, _),) = found[f"slim-ablation-{row}"]
+        assert full[0] - xsub == pytest.approx(points)
+
+
+def test_the_long_recipe_of_pku2_says_what_is_mamps() -> None:
+    recipe = load_recipe("slim-pku2-long")
+    changed = {("train", "batch"): 128, ("train", "epochs"): 400}
+    assert differing(recipe, load_recipe("slim")) == changed
+    assert "MAMP" in recipe.title
+
+
+def test_settings_that_make_two_rows_one_are_refused() -> None:
+    with pytest.raises(UserError, match=r"'slim-ablation-\S+' and 'slim-ablation-\S+' would be"):
+        row_recipes(SLIM, "paper", ["views.local=[]"])
+
+
+TWO_TABLES = Ablations.model_validate(
+    {
+        "kind": "ablations",
+        "name": "toy",
+        "title": "Toy",
+        "source": "nobody",
+        "full": "all",
+        "readings": ["how the toy is read"],
+        "notes": [],
+        "scales": {"tiny": {"title": "small", "base": "slim-tiny"}},
+        "tables": [
+            {
+                "number": 1,
+                "title": "first",
+                "rows": [
+                    {"label": "A", "recipe": "a", "xsub": 50.0, "xview": 60.0},
+                    {"label": "B", "recipe": "b", "xsub": 70.0, "xview": 65.0},
+                    {"label": "B too", "recipe": "c", "xsub": 70.0, "xview": 64.0},
+                    {"label": "all", "recipe": "all", "xsub": 80.0, "xview": 85.0},
+                ],
+            },
+            {
+                "number": 2,
+                "title": "second",
+                "rows": [
+                    {"label": "none", "recipe": "d", "xsub": 71.0, "xview": 60.0},
+                    {"label": "every", "recipe": "all", "xsub": 80.0, "xview": 85.0},
+                ],
+            },
+        ],
+    }
+)
+SETTINGS = {name: {} for name in ("method", "pipeline")} | {
+    "encoder": {"layers": 2, "dim": 64},
+    "head": {"prototypes": 128},
+    "optim": {"lr": 0.002},
+    "train": {"epochs": 3, "batch": 32, "precision": "float32"},
+}
+
+
+def result(accuracy: float, protocol: str = "linear", **changes: Any) -> dict[str, Any]:
+    record = {
+        "protocol": {"kind": "protocol", "name": protocol, "title": protocol, "centre": 0.95},
+        "subject": "run",
+        "features": "patch",
+        "dataset": "toy",
+        "split": "half",
+        "part": "test",
+        "samples": {"train": 900, "test": 400},
+        "data_digest": "d" * 64,
+        "warnings": ["a part of it"],
+        "readings": ["S9"],
+        "results": [{"network": "student", "accuracy": accuracy}, {"accuracy": 1.0}],
+    }
+    return record | changes
+
+
+def entries(**accuracies: list[float]) -> list[Entry]:
+    """Runs of rows with accuracies by seed; k-NN's are 10 lower."""
+    return [
+        Entry(row, seed, SETTINGS, [result(value), result(value - 10, "knn")])
+        for row, values in accuracies.items()
+        for seed, value in enumerate(values)
+    ]
+
+
+def report_of(found: list[Entry]) -> dict[str, Any]:
+    return ablation_report(TWO_TABLES, "tiny", found, part="test")
+
+
+def test_the_variance_is_that_of_differences_between_seeds() -> None:
+    # A seed that lifts all rows alike is no noise.
+    assert difference_variance([Score({0: 50.0, 1: 60.0}), Score({0: 52.0, 1: 62.0})]) == 0
+    # Differences 2, 4 (variance 2); 1, -1 (2); -1, -5 (8): their mean is 4.
+    rows = [Score({0: 52.0, 1: 64.0}), Score({0: 50.0, 1: 60.0}), Score({0: 51.0, 1: 65.0})]
+    assert difference_variance(rows) == pytest.approx((2 + 2 + 8) / 3)
+    # Three seeds weigh twice as much: (2 * 1 + 1 * 8) / 3.
+    first = Score({0: 0.0, 1: 0.0, 2: 0.0})
+    assert difference_variance([first, Score({0: 1.0, 1: 2.0, 2: 3.0})]) == pytest.approx(1)
+    assert difference_variance([Score({0: 50.0}), Score({0: 60.0})]) is None
+    assert difference_variance([Score({0: 50.0, 1: 2.0}), Score({2: 60.0, 1: 3.0})]) is None
+
+
+def test_the_standard_error_has_a_part_of_seeds_and_one_of_queries() -> None:
+    first, second = Score({0: 50.0, 1: 70.0}), Score({0: 80.0, 1: 80.0, 2: 5.0})
+    binomial = (60 * 40 + 55 * 45) / 400
+    found = compare(first, second, 8.0, 400)
+    assert found is not None
+    assert found.points == pytest.approx((-30 - 10) / 2)  # over the seeds that both have
+    assert found.error == pytest.approx(sqrt(8 / 2 + binomial))
+    alone = compare(first, second, None, 400)
+    assert alone is not None
+    assert alone.error == pytest.approx(sqrt(binomial))
+    assert compare(Score({0: 1.0}), Score({1: 1.0}), None, 400) is None
+
+
+def test_the_table_has_means_deviations_and_differences() -> None:
+    report = report_of(entries(a=[50, 54], b=[60, 62], all=[70, 72]))
+    rows = {row["label"]: row["ours"]["linear"] for row in report["tables"][0]["rows"]}
+    assert rows["A"]["by_seed"] == {"0": 50, "1": 54}
+    assert rows["A"]["mean"] == 52
+    assert rows["A"]["std"] == pytest.approx(sqrt(8))
+    assert rows["A"]["over_full"]["points"] == -19
+    # a-b: -10, -8; a-all: -20, -18; b-all: -10, -10.
+    spread = (2 + 2 + 0) / 3
+    assert report["difference_std"]["linear"] == pytest.approx(sqrt(spread))
+    error = sqrt(spread / 2 + (52 * 48 + 71 * 29) / 400)
+    assert rows["A"]["over_full"]["error"] == pytest.approx(error)
+    assert rows["B too"] is None
+    assert "over_full" not in rows["all"]
+    knn = {row["label"]: row["ours"]["knn"] for row in report["tables"][0]["rows"]}
+    assert knn["A"]["mean"] == 42
+    second = {row["label"]: row["ours"]["linear"] for row in report["tables"][1]["rows"]}
+    assert second["every"] == rows["all"]  # one run stands in both tables
+
+
+def test_orderings_are_those_of_strict_published_pairs() -> None:
+    report = report_of(entries(a=[50, 54], b=[48, 53], c=[20, 22], all=[52, 54]))
+    found = {
+        (record["table"], record["higher"], record["lower"]): record
+        for record in report["orderings"]["linear"]
+    }
+    assert set(found) == {
+        (1, "B", "A"), (1, "B too", "A"), (1, "all", "A"),
+        (1, "all", "B"), (1, "all", "B too"), (2, "every", "none"),
+    }  # fmt: skip
+    assert found[1, "B", "A"]["published"] == 20
+    assert found[1, "B", "A"]["ours"] == pytest.approx(-1.5)
+    # Two standard errors of the queries alone are 2 sqrt(2 * 50 * 50 / 400) = 7 points.
+    assert not found[1, "B", "A"]["holds"]
+    assert found[1, "B", "A"]["within_noise"]
+    assert not found[1, "B too", "A"]["holds"]
+    assert not found[1, "B too", "A"]["within_noise"]
+    assert found[1, "all", "A"]["holds"]
+    assert found[1, "all", "A"]["within_noise"]
+    assert found[1, "all", "B too"]["holds"]
+    assert not found[1, "all", "B too"]["within_noise"]
+    assert found[2, "every", "none"]["ours"] is None
+    assert count_orderings(found.values()) == {
+        "published": 6,
+        "measured": 5,
+        "hold": 3,
+        "hold_beyond_noise": 1,
+        "fail_beyond_noise": 1,
+        "within_noise": 3,
+    }
+
+
+def test_equal_accuracies_do_not_hold() -> None:
+    report = report_of(entries(a=[50], all=[50]))
+    (record,) = (r for r in report["orderings"]["linear"] if r["ours"] is not None)
+    assert record["ours"] == 0
+    assert not record["holds"]
+    assert record["within_noise"]
+
+
+def test_one_seed_has_no_deviation() -> None:
+    report = report_of(entries(a=[50], all=[60]))
+    assert report["difference_std"] == {"linear": None, "knn": None}
+    assert report["tables"][0]["rows"][0]["ours"]["linear"]["std"] is None
+    assert "unknown, one seed" in as_markdown(report)
+
+
+@pytest.mark.parametrize(
+    ("change", "key"),
+    [
+        ({"data_digest": "e" * 64}, "data_digest"),
+        ({"split": "other"}, "split"),
+        ({"dataset": "other"}, "dataset"),
+        ({"samples": {"train": 900, "test": 399}}, "samples"),
+        ({"protocol": {"name": "linear", "title": "linear", "centre": 0.9}}, "protocol"),
+    ],
+)
+def test_results_of_different_data_or_protocols_are_never_mixed(
+    change: dict[str, Any], key: str
+) -> None:
+    mixed = [*entries(a=[50]), Entry("b", 0, SETTINGS, [result(60) | change])]
+    with pytest.raises(UserError, match=f"differ in '{key}'(.|\\n)*place: b, seed 0"):
+        report_of(mixed)
+
+
+def test_runs_of_different_sizes_are_never_mixed() -> None:
+    longer = SETTINGS | {"train": {**SETTINGS["train"], "epochs": 4}}
+    with pytest.raises(UserError, match="differ in 'train'"):
+        report_of([*entries(a=[50]), Entry("b", 0, longer, [result(60)])])
+
+
+def test_other_features_and_parts_do_not_count() -> None:
+    extra = [result(99, features="class"), result(98, part="validation subjects [8]")]
+    found = [Entry("a", 0, SETTINGS, [*extra, result(50)])]
+    report = report_of(found)
+    assert report["tables"][0]["rows"][0]["ours"]["linear"]["by_seed"] == {"0": 50}
+    with pytest.raises(UserError, match="no result"):
+        report_of([Entry("a", 0, SETTINGS, extra)])
+
+
+def test_the_untrained_encoder_is_a_floor_and_no_row() -> None:
+    found = [Entry("all", 0, SETTINGS, [result(60), result(40, subject="random-init")])]
+    report = report_of(found)
+    assert report["floor"]["linear"]["mean"] == 40
+    assert report["tables"][0]["rows"][-1]["ours"]["linear"]["mean"] == 60
+    assert "| untrained encoder | 40.0 |" in as_markdown(report)
+
+
+class Tags(HTMLParser):
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[tuple[str, dict[str, str | None]]] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.seen.append((tag, dict(attrs)))
+
+
+def test_the_report_is_written_from_its_record_alone(tmp_path: Path) -> None:
+    report = report_of(entries(a=[50, 54], b=[48, 53], all=[52, 54]))
+    again = json.loads(json.dumps(report))
+    files = write_report(tmp_path / "out", again)
+    assert [path.name for path in files] == ["toy.json", "toy.md", "toy.html"]
+    assert json.loads(files[0].read_text()) == again
+    for path in files[1:]:
+        text = path.read_text(encoding="utf-8")
+        for words in (
+            "a part of it", "d" * 64, "how the toy is read", "S9", "50.0, 54.0", "52.0 ± 2.8",
+            "fails, within noise", "not run", "two standard errors", "3 epochs, batch 32",
+        ):  # fmt: skip
+            assert words in text, (path.name, words)
+    tags = Tags()
+    tags.feed(files[2].read_text(encoding="utf-8"))
+    sources = [attrs[key] for _, attrs in tags.seen for key in ("src", "href") if key in attrs]
+    assert sources
+    assert all(str(source).startswith("data:") for source in sources)
+    assert not any(tag in ("script", "link") for tag, _ in tags.seen)
+    for grid in grids(report):
+        assert all(len(row) == len(grid.columns) for row in grid.rows)
+
+
+def test_entries_are_read_from_the_folders_of_rows_and_seeds(tmp_path: Path) -> None:
+    for row, seed in (("a", 0), ("a", 1), ("b", 0)):
+        folder = run_folder(tmp_path, row, seed)
+        (folder / "results").mkdir(parents=True)
+        (folder / "recipe.json").write_text(json.dumps(SETTINGS))
+        if row == "a":
+            (folder / "results" / "linear.json").write_text(json.dumps(result(50 + seed)))
+    found = read_entries(tmp_path, ["a", "b", "c"], [0, 1, 2])
+    assert [(entry.recipe, entry.seed) for entry in found] == [("a", 0), ("a", 1)]
+    assert found[1].results[0]["results"][0]["accuracy"] == 51
