@@ -158,6 +158,9 @@ class Train(Settings):
     workers: int = Field(0, ge=0, description="threads that read ahead; a resident set needs none")
     keep: int = Field(2, ge=1, description="checkpoints kept")
     checkpoint_every: int = Field(10, ge=1, description="epochs between checkpoints")
+    knn_every: int = Field(
+        0, ge=0, description="epochs between k-NN accuracies on validation subjects; 0: none"
+    )
 
 
 class Recipe(Settings):

@@ -22,14 +22,16 @@ from torch import nn
 
 from skelpipe.checkpoint import (
     Run,
-    complete_checkpoints,
-    load_checkpoint,
+    check_recipe,
+    resume_checkpoint,
     save_checkpoint,
     write_json,
 )
 from skelpipe.config import Recipe
 from skelpipe.errors import UserError
+from skelpipe.files import write_whole
 from skelpipe.methods import build_method
+from skelpipe.methods.slim import SLiM
 from skelpipe.optim import build_optimiser, set_rates
 from skelpipe.shards.card import Card, read_fitting_card
 from skelpipe.stream.loader import Loader
@@ -82,6 +84,7 @@ def train(
     device: torch.device,
     report: Callable[[Record], None] = lambda record: None,
     warn: Callable[[str], None] = lambda text: None,
+    validate: Callable[[SLiM], Record] | None = None,
     stop_after: int | None = None,
 ) -> Path:
     """Pre-train until the recipe's last epoch, from the run's newest complete checkpoint if any.
@@ -92,6 +95,7 @@ def train(
         device: Where everything computes.
         report: Called after every step with its record, as written to metrics.jsonl.
         warn: Called with what the user should know.
+        validate: Called at the end of every ``train.knn_every``-th epoch, for more of the record.
         stop_after: Stop, with a checkpoint, once this many steps are done.
 
     Returns:
@@ -123,14 +127,15 @@ def train(
     optimiser = build_optimiser(method.student, recipe)
     state = _environment(run, card, loader)
     step = 0
-    checkpoints = complete_checkpoints(folder)
-    if checkpoints:
-        saved = load_checkpoint(checkpoints[-1], method.student, method.teacher, optimiser)
+    found = resume_checkpoint(folder, method.student, method.teacher, optimiser, warn)
+    if found:
+        saved_at, saved = found
         _check_state(saved, state, warn)
+        check_recipe(saved, recipe)
         step = int(saved["step"])
         loader.epoch, loader.step = int(saved["epoch"]), int(saved["epoch_step"])
-    if step >= total:
-        return checkpoints[-1]
+        if step >= total:
+            return saved_at
 
     stopped = step
     precision = torch.bfloat16 if recipe.train.precision == "bf16" else None
@@ -165,6 +170,9 @@ def train(
                 **norms,
                 "samples_per_s": len(batch) / seconds,
             }
+            every = recipe.train.knn_every * loader.steps
+            if validate and every and step % every == 0:
+                record |= validate(method)
             log(record)
             report(record)
 
@@ -210,6 +218,7 @@ def _environment(run: Run, card: Card, loader: Loader) -> dict[str, Any]:
     """What a bit-exact continuation depends on beside the weights."""
     return {
         "seed": loader.seed,
+        "recipe": run.recipe.model_dump(mode="json"),
         "threads": torch.get_num_threads(),
         "world": 1,
         "global_batch": loader.batch,
@@ -272,9 +281,7 @@ def _metrics(folder: Path, step: int) -> Iterator[Callable[[Record], None]]:
             if record["step"] > step:
                 break
             kept.append(line)
-    part = path.with_name(path.name + ".part")
-    part.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
-    part.replace(path)
+    write_whole(path, "".join(line + "\n" for line in kept).encode())
     with path.open("a", encoding="utf-8") as file:
 
         def log(record: Record) -> None:

@@ -15,7 +15,7 @@ ROOT = Path(skelpipe.__file__).parent.parent
 FOLDERS = {"skelpipe": ROOT / "skelpipe", "skelpipe.cli": ROOT / "cli"}
 
 # What every unit but these themselves may use.
-COMMON = {"errors", "skeleton", "manifest", "config", "random"}
+COMMON = {"errors", "files", "skeleton", "manifest", "config", "random"}
 # Unit (a folder or a module of the package) -> units it may import beside the common ones.
 ALLOWED: dict[str, set[str]] = {
     "shards": set(),
@@ -35,6 +35,7 @@ ALLOWED: dict[str, set[str]] = {
             "checkpoint"},
     # The common ones among themselves.
     "errors": set(),
+    "files": set(),
     "skeleton": set(),
     "random": set(),
     "manifest": {"errors", "skeleton"},

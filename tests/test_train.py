@@ -170,16 +170,39 @@ def test_another_batch_is_refused(data: Path, tmp_path: Path) -> None:
         train(Run(run.folder, tiny_recipe("train.batch=5"), run.data), data, device=CPU)
 
 
-def test_another_number_of_threads_is_announced(data: Path, tmp_path: Path) -> None:
+def test_another_number_of_threads_is_announced(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run = fresh(tmp_path, data)
     train(run, data, device=CPU, stop_after=1)
-    state = run.checkpoint() / "state.json"
-    record = json.loads(state.read_text(encoding="utf-8"))
-    state.write_text(json.dumps(record | {"threads": 64}), encoding="utf-8")
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 64)
     said: list[str] = []
     train(run, data, device=CPU, warn=said.append, stop_after=2)
     assert len(said) == 1
-    assert "another threads (1, was 64)" in said[0]
+    assert "another threads (64, was 1)" in said[0]
+
+
+def test_another_recipe_is_refused(data: Path, tmp_path: Path) -> None:
+    run = fresh(tmp_path, data)
+    train(run, data, device=CPU, stop_after=1)
+    with pytest.raises(UserError, match="another recipe") as error:
+        train(Run(run.folder, tiny_recipe("optim.lr=0.002"), run.data), data, device=CPU)
+    assert "place: optim.lr" in str(error.value)
+    with pytest.raises(UserError, match="does not fit the run's recipe"):
+        train(Run(run.folder, tiny_recipe("encoder.layers=2"), run.data), data, device=CPU)
+
+
+def test_a_damaged_checkpoint_costs_the_steps_since_the_one_before(
+    data: Path, whole: Run, tmp_path: Path
+) -> None:
+    run = fresh(tmp_path, data)
+    train(run, data, device=CPU)
+    teacher = run.checkpoint() / "teacher.safetensors"
+    teacher.write_bytes(teacher.read_bytes()[:-1])
+    said: list[str] = []
+    train(run, data, device=CPU, warn=said.append)
+    assert [str(teacher) in text for text in said] == [True]
+    assert_equal(run, whole)
 
 
 def test_a_second_run_in_one_folder_is_refused(data: Path, tmp_path: Path) -> None:
