@@ -17,6 +17,7 @@ from .demo import demo
 from .evaluate import evaluate
 from .info import info
 from .new_dataset import new_dataset
+from .new_job import new_job
 from .prepare import prepare
 from .pretrain import pretrain
 from .show import show
@@ -31,7 +32,19 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-for command in (synth, new_dataset, prepare, info, show, verify, pretrain, evaluate, demo, bench):
+for command in (
+    synth,
+    new_dataset,
+    new_job,
+    prepare,
+    info,
+    show,
+    verify,
+    pretrain,
+    evaluate,
+    demo,
+    bench,
+):
     app.command()(command)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
 from shlex import quote
@@ -50,6 +51,14 @@ def pretrain(
     val_subjects: Annotated[
         str, typer.Option(help="Training subjects to hold out for choices, such as 8,9.")
     ] = "",
+    knn_every: Annotated[
+        int | None,
+        typer.Option(min=1, help="Epochs between k-NN accuracies on the --val-subjects."),
+    ] = None,
+    log: Annotated[
+        list[str] | None,
+        typer.Option(help="Where records go beside metrics.jsonl: tensorboard, wandb. Repeatable."),
+    ] = None,
     yes: Annotated[
         bool, typer.Option("--yes", help="Start even if it will take days or more memory.")
     ] = False,
@@ -65,18 +74,22 @@ def pretrain(
         skelpipe pretrain --set train.epochs=20 --set optim.lr=1e-3
 
         skelpipe pretrain --resume                         (continue the newest unfinished run)
+
+        skelpipe pretrain --val-subjects 8,9 --knn-every 5 --log tensorboard
     """
     from skelpipe.checkpoint import complete_checkpoints
     from skelpipe.config import load_recipe
+    from skelpipe.protocols.online import online_knn
+    from skelpipe.report.loggers import open_logger
     from skelpipe.train import RunInterrupted, start_run, total_steps, train
 
     if resume:
-        given = recipe or change or precision or batch or val_subjects or seed is not None
-        if given:
+        given = recipe or change or precision or batch or val_subjects or knn_every
+        if given or seed is not None:
             raise UserError(
                 "a resumed run keeps its recipe, seed and data",
-                remedy="leave out --recipe, --set, --seed, --precision, --batch, --val-subjects; "
-                "or start a new run without --resume",
+                remedy="leave out --recipe, --set, --seed, --precision, --batch, --val-subjects, "
+                "--knn-every; or start a new run without --resume",
             )
         run = _run_to_resume(out)
         folder = data or Path(run.data["folder"])
@@ -84,6 +97,7 @@ def pretrain(
         changes = [*(change or [])]
         changes += [f"train.precision={precision}"] if precision else []
         changes += [f"train.batch={batch}"] if batch else []
+        changes += [f"train.knn_every={knn_every}"] if knn_every else []
         chosen = load_recipe(recipe or "slim", changes)
         folder = data or newest_set(chosen.pipeline)
     where = choose_device(device)
@@ -105,10 +119,20 @@ def pretrain(
     start = [int(path.name) for path in complete_checkpoints(run.folder)][-1:]
     total = total_steps(run, folder)
     if start:
-        console.print(f"continuing after step {start[0]} of {total}")
+        console.print(f"newest checkpoint: step {start[0]} of {total}")
     try:
-        with training_progress(total, start[0] if start else 0) as report:
-            last = train(run, folder, device=where, report=report, warn=show_warning)
+        validate = online_knn(run, folder, where) if run.recipe.train.knn_every else None
+        with ExitStack() as stack:
+            logs = [stack.enter_context(open_logger(name, run)) for name in log or []]
+            logs.append(stack.enter_context(training_progress(total, start[0] if start else 0)))
+
+            def report(record: dict[str, float]) -> None:
+                for each in logs:
+                    each(record)
+
+            last = train(
+                run, folder, device=where, report=report, warn=show_warning, validate=validate
+            )
     except RunInterrupted:
         errors.print(
             "stopped and saved. Continue: "

@@ -4,11 +4,9 @@ import errno
 import json
 import os
 import pickle
-import random
 import re
 import resource
 import shutil
-import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -19,7 +17,6 @@ import pytest
 import torch
 from builders import KINECT, tiny_recipe
 from safetensors.torch import load_file, save_file
-from torch import nn
 
 from skelpipe import checkpoint as checkpoints
 from skelpipe.checkpoint import (

@@ -305,6 +305,106 @@ def test_gradients_are_clipped_for_each_sub_network() -> None:
     assert after == pytest.approx([3.0, 0.01 * 12**0.5], rel=1e-4)
 
 
+# Losses of 20 steps. `test_the_whole_trainer_gives_the_recorded_losses` prints what it found as
+# this line: it goes here where draws, order, model, losses or optimiser were changed on purpose.
+RECORDED = [
+    10.468905,
+    10.188601,
+    10.961287,
+    8.935281,
+    7.656754,
+    6.321452,
+    5.769914,
+    5.673999,
+    5.366659,
+    5.339408,
+    5.351393,
+    5.166355,
+    5.15663,
+    5.01195,
+    5.1317,
+    5.081181,
+    4.985364,
+    4.984259,
+    4.981002,
+    4.91826,
+]
+
+
+def test_the_whole_trainer_gives_the_recorded_losses(data: Path, tmp_path: Path) -> None:
+    run = fresh(tmp_path, data, "train.epochs=7")
+    train(run, data, device=CPU, stop_after=20)
+    losses = [round(record["loss"], 6) for record in read_metrics(run.folder)]
+    print("RECORDED =", losses)
+    assert losses == pytest.approx(RECORDED, rel=1e-4)
+
+
+AFTER_STEP = """
+import os, signal, sys
+from pathlib import Path
+import torch
+torch.set_num_threads(1)
+from skelpipe.checkpoint import read_run
+from skelpipe.train import train
+
+def kill(record):
+    if record["step"] == int(sys.argv[3]):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+train(read_run(Path(sys.argv[1])), Path(sys.argv[2]), device=torch.device("cpu"), report=kill)
+"""
+
+
+def test_forty_steps_are_twenty_and_a_kill_and_twenty(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = write_set(tmp_path / "set", train=43)  # ten batches of four an epoch
+    changes = ("train.epochs=4", "train.checkpoint_every=2")
+    seen: list[list[int]] = []
+    plain = SLiM.losses
+
+    def noted(self: SLiM, batch: Any, progress: float) -> dict[str, torch.Tensor]:
+        seen.append(batch.row_N.tolist())
+        return plain(self, batch, progress)
+
+    monkeypatch.setattr(SLiM, "losses", noted)
+    whole = start_run(tmp_path / "whole", tiny_recipe(*changes), data, seed=1)
+    train(whole, data, device=CPU)
+    order = list(seen)
+    assert len(order) == 40
+
+    run = fresh(tmp_path, data, *changes)
+    # The record of step 21 is written and its optimiser step done, but not saved.
+    command = [sys.executable, "-c", AFTER_STEP, str(run.folder), str(data), "21"]
+    assert subprocess.run(command).returncode == -signal.SIGKILL
+    assert [path.name for path in complete_checkpoints(run.folder)] == ["20"]
+    assert len(read_metrics(run.folder)) == 21
+    seen.clear()
+    train(read_run(run.folder), data, device=CPU)
+    assert seen == order[20:]
+    assert tensors(run).keys() == {f"{n}.safetensors" for n in ("student", "teacher", "optimiser")}
+    assert tensors(run) == tensors(whole)
+    assert untimed(run) == untimed(whole)
+    assert len(untimed(run)) == 40
+
+
+def test_validation_comes_every_so_many_epochs_and_is_recorded(
+    data: Path, whole: Run, tmp_path: Path
+) -> None:
+    run = fresh(tmp_path, data, "train.epochs=5", "train.knn_every=2")
+    reported: list[dict[str, float]] = []
+    train(
+        run,
+        data,
+        device=CPU,
+        report=reported.append,
+        validate=lambda method: {"knn": float(method.training)},
+    )
+    assert [record["step"] for record in reported if "knn" in record] == [6, 12]
+    assert read_metrics(run.folder) == reported
+    assert json.loads((whole.folder / "recipe.json").read_text())["train"]["knn_every"] == 0
+
+
 KILLED = """
 import sys
 from pathlib import Path

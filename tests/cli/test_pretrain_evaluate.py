@@ -83,6 +83,18 @@ def test_held_out_subjects_are_not_trained_on(place: Path) -> None:
     assert json.loads((run / "data.json").read_text())["val_subjects"] == [1]
 
 
+def test_neighbours_are_found_while_it_trains(place: Path) -> None:
+    words = ("--val-subjects", "1,2", "--knn-every", "1", "--log", "tensorboard")
+    result = skelpipe("pretrain", "--recipe", place / "tiny.toml", *words)
+    assert result.exit_code == 0, result.output
+    (run,) = (place / "runs").iterdir()
+    assert list((run / "tensorboard").iterdir())
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    found = [record["knn"] for record in map(json.loads, lines) if "knn" in record]
+    assert len(found) == 2
+    assert f"k-NN {found[-1]:.1f} %" in result.output
+
+
 @pytest.mark.parametrize(
     ("words", "named"),
     [
@@ -100,6 +112,15 @@ def test_held_out_subjects_are_not_trained_on(place: Path) -> None:
             ("pretrain", "--recipe", "slim", "--batch", "4", "--set", "train.epochs=10000000"),
             "--yes",
         ),
+        (
+            ("pretrain", "--recipe", "slim-tiny", "--set", "train.batch=4", "--knn-every", "1"),
+            "--val-subjects 8,9",
+        ),
+        (
+            ("pretrain", "--recipe", "slim-tiny", "--set", "train.batch=4", "--log", "wand"),
+            "did you mean 'wandb'?",
+        ),
+        (("pretrain", "--resume", "--knn-every", "1"), "keeps its recipe"),
         (("evaluate", "--protocol", "kmn"), "did you mean 'knn'?"),
         (("evaluate", "--protocol", "knn"), "there is no run"),
         (("evaluate", "--protocol", "knn", "--run", "nowhere"), "no run folder"),
