@@ -18,11 +18,11 @@ from skelpipe.checkpoint import complete_checkpoints
 from skelpipe.errors import UserError
 from skelpipe.train import start_run, train
 
-EPOCHS = 100
+EPOCHS = 25
 
 # Runs one task and keeps its arguments and process id.
 SRUN = """#!/bin/bash
-echo "srun $*" >> "$CALLS"
+echo "srun ${*//$'\n'/ }" >> "$CALLS"
 while [ "$1" != bash ]; do shift; done
 export SLURM_PROCID=0 SLURM_LOCALID=0
 echo $$ > "$CALLS.pid"
