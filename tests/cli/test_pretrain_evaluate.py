@@ -147,6 +147,23 @@ def test_a_run_without_checkpoint_is_refused(place: Path) -> None:
     )
 
 
+def test_training_goes_round_a_damaged_checkpoint_and_evaluation_does_not(place: Path) -> None:
+    skelpipe("pretrain", "--recipe", place / "tiny.toml", "--out", place / "run")
+    checkpoints = place / "run" / "checkpoints"
+    before, newest = sorted(checkpoints.iterdir(), key=lambda path: int(path.name))
+    student = newest / "student.safetensors"
+    whole = student.read_bytes()
+    student.write_bytes(whole[:-5] + bytes([whole[-5] ^ 1]) + whole[-4:])
+    message = refusal("evaluate", "--protocol", "knn", "--run", place / "run")
+    assert "the checkpoint is damaged" in message
+    assert str(student) in message
+    result = skelpipe("pretrain", "--resume", "--out", place / "run")
+    assert result.exit_code == 0, result.output
+    assert "the checkpoint before it is used" in " ".join(result.output.split())
+    assert student.read_bytes() == whole
+    assert before.exists()
+
+
 @pytest.mark.slow
 def test_a_killed_and_resumed_run_equals_an_uninterrupted_one(place: Path) -> None:
     command = [sys.executable, "-m", "skelpipe.cli", "pretrain"]
