@@ -196,8 +196,8 @@ def _show_step(
     console.print(times)
     console.print(
         f"hours: {first.epochs} epochs of NTU RGB+D 60 cross-subject, {first.steps_per_epoch} "
-        f"steps each. Of peak: of {'the data sheet' if first.nominal else 'the measured peak'}. GB: most "
-        f"allocated {'on the device' if on_gpu else 'by the process'}.",
+        f"steps each. Of peak: of {'the data sheet' if first.nominal else 'the measured peak'}. "
+        f"GB: most allocated {'on the device' if on_gpu else 'by the process'}.",
         soft_wrap=True,
     )
 

@@ -93,7 +93,10 @@ def evaluate(
             remedy="add --random-init or --raw-features, or leave out --recipe",
         )
     chosen = load_recipe(recipe) if recipe else found.recipe if found else load_recipe("slim")
-    folder = data or (Path(found.data["folder"]) if found else newest_set(chosen.pipeline))
+    folder = data
+    if folder is None and found:
+        folder = set_folder(found.data.get("url") or found.data["folder"])
+    folder = folder or newest_set(chosen.pipeline)
 
     if found and not (random_init or raw_features):
         found.checkpoint()

@@ -17,6 +17,7 @@ from .demo import demo
 from .evaluate import evaluate
 from .info import info
 from .new_dataset import new_dataset
+from .new_job import new_job
 from .prepare import prepare
 from .pretrain import pretrain
 from .show import show
@@ -33,7 +34,8 @@ app = typer.Typer(
     add_completion=False,
 )
 COMMANDS = (
-    synth, new_dataset, prepare, info, show, verify, pretrain, evaluate, table, demo, bench,
+    synth, new_dataset, prepare, info, show, verify, pretrain, new_job, evaluate, table, demo,
+    bench,
 )  # fmt: skip
 for command in COMMANDS:
     app.command()(command)

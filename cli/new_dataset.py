@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from .console import console
+from .options import write_new
 
 
 def new_dataset(
@@ -24,17 +25,9 @@ def new_dataset(
 
         skelpipe new-dataset kitchen --out data/raw/kitchen/kitchen.toml
     """
-    from skelpipe.errors import UserError
     from skelpipe.manifest import new_manifest
 
     file = out or Path(f"{name}.toml")
-    text = new_manifest(name)
-    try:
-        with file.open("x", encoding="utf-8") as opened:
-            opened.write(text)
-    except FileExistsError as error:
-        raise UserError(
-            "this file exists already", file=file, remedy="name another with --out"
-        ) from error
+    write_new(file, new_manifest(name))
     then = f"{file}: a whole example. Change it to what you have, then\n  skelpipe prepare {file}"
     console.print(then, soft_wrap=True, markup=False)

@@ -62,6 +62,17 @@ def subject_numbers(text: str) -> tuple[int, ...]:
         ) from error
 
 
+def write_new(file: Path, text: str) -> None:
+    """Write a file that does not exist yet."""
+    try:
+        with file.open("x", encoding="utf-8") as opened:
+            opened.write(text)
+    except FileExistsError as error:
+        raise UserError(
+            "this file exists already", file=file, remedy="name another with --out"
+        ) from error
+
+
 def newest_set(pipeline: str) -> Path:
     """The newest prepared set of a pipeline."""
     from skelpipe.shards.card import find_sets, read_card

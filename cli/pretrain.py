@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
 from shlex import quote
@@ -13,7 +14,7 @@ import typer
 from skelpipe.errors import UserError
 
 from .console import console, errors, show_warning
-from .options import REQUEUE, choose_device, newest_set, runs_root, subject_numbers
+from .options import REQUEUE, choose_device, newest_set, runs_root, set_folder, subject_numbers
 
 if TYPE_CHECKING:
     import torch
@@ -30,7 +31,12 @@ def pretrain(
         str | None, typer.Option(help="A recipe by name or TOML file. [default: slim]")
     ] = None,
     data: Annotated[
-        Path | None, typer.Option(help="Prepared set. [default: the newest that fits the recipe]")
+        Path | None,
+        typer.Option(
+            parser=set_folder,
+            metavar="DIR|URL",
+            help="Prepared set. [default: the newest that fits the recipe]",
+        ),
     ] = None,
     out: Annotated[
         Path | None, typer.Option(help="Run folder. [default: a new one under runs/]")
@@ -55,6 +61,14 @@ def pretrain(
         int | None,
         typer.Option(min=1, help="Samples at once on a device. [default: as many as fit]"),
     ] = None,
+    knn_every: Annotated[
+        int | None,
+        typer.Option(min=1, help="Epochs between k-NN accuracies on the --val-subjects."),
+    ] = None,
+    log: Annotated[
+        list[str] | None,
+        typer.Option(help="Where records go beside metrics.jsonl: tensorboard, wandb. Repeatable."),
+    ] = None,
     timeout: Annotated[
         float, typer.Option(min=1, help="Seconds after which a silent rank is given up.")
     ] = 25.0,
@@ -74,18 +88,19 @@ def pretrain(
 
         skelpipe pretrain --resume                         (continue the newest unfinished run)
 
+        skelpipe pretrain --val-subjects 8,9 --knn-every 5 --log tensorboard
+
         torchrun --standalone --nproc-per-node 4 -m skelpipe.cli pretrain    (four GPUs)
     """
     from skelpipe import distributed
 
     ranks = distributed.launch()
-    if resume and (
-        recipe or change or precision or batch or micro_batch or val_subjects or seed is not None
-    ):
+    given = recipe or change or precision or batch or micro_batch or val_subjects or knn_every
+    if resume and (given or seed is not None):
         raise UserError(
             "a resumed run keeps its recipe, seed and data",
             remedy="leave out --recipe, --set, --seed, --precision, --batch, --micro-batch, "
-            "--val-subjects; or start a new run without --resume",
+            "--val-subjects, --knn-every; or start a new run without --resume",
         )
     if ranks.rank:
         console.quiet = True
@@ -94,6 +109,7 @@ def pretrain(
     changes += [f"train.precision={precision}"] if precision else []
     changes += [f"train.batch={batch}"] if batch else []
     changes += [f"train.micro_batch={micro_batch}"] if micro_batch else []
+    changes += [f"train.knn_every={knn_every}"] if knn_every else []
     with distributed.process_group(where, timeout):
 
         def choose() -> str:
@@ -105,7 +121,8 @@ def pretrain(
                 )
             return str(found)
 
-        _train(Path(distributed.first_rank_alone(choose)), data, where, resume)
+        place = Path(distributed.first_rank_alone(choose))
+        _train(place, data, where, [] if ranks.rank else log or [], resume)
 
 
 def _run_to_continue(out: Path | None, resume: bool, ranks: Launch) -> Path | None:
@@ -143,25 +160,39 @@ def _start(
     return start_run(place, chosen, folder, seed=seed, val_subjects=val_subjects).folder
 
 
-def _train(place: Path, data: Path | None, device: torch.device, resume: bool) -> None:
+def _train(
+    place: Path, data: Path | None, device: torch.device, logs: list[str], resume: bool
+) -> None:
     """Train a run that has begun, on all ranks."""
     from skelpipe.checkpoint import complete_checkpoints, read_run
+    from skelpipe.protocols.online import online_knn
+    from skelpipe.report.loggers import open_logger
     from skelpipe.train import RunInterrupted, total_steps, train
 
     from .progress import training_progress
 
     run = read_run(place)
-    folder = data or Path(run.data["folder"])
+    folder = data or set_folder(run.data.get("url") or run.data["folder"])
     for warning in run.data["warnings"]:
         show_warning(warning)
     console.print(f"recipe {run.recipe.name}, data {folder}, run {run.folder}", soft_wrap=True)
     start = [int(path.name) for path in complete_checkpoints(run.folder)][-1:]
     total = total_steps(run, folder)
     if start:
-        console.print(f"continuing after step {start[0]} of {total}")
+        console.print(f"newest checkpoint: step {start[0]} of {total}")
     try:
-        with training_progress(total, start[0] if start else 0) as report:
-            last = train(run, folder, device=device, report=report, warn=show_warning)
+        validate = online_knn(run, folder, device) if run.recipe.train.knn_every else None
+        with ExitStack() as stack:
+            shown = [stack.enter_context(open_logger(name, run)) for name in logs]
+            shown.append(stack.enter_context(training_progress(total, start[0] if start else 0)))
+
+            def report(record: dict[str, float]) -> None:
+                for each in shown:
+                    each(record)
+
+            last = train(
+                run, folder, device=device, report=report, warn=show_warning, validate=validate
+            )
     except RunInterrupted:
         errors.print(
             "stopped and saved. Continue: "

@@ -49,15 +49,21 @@ def training_progress(
     with bar:
         task = bar.add_task("", total=total, completed=start, losses="")
 
+        validated = ""
+
         def report(record: Record) -> None:
+            nonlocal validated
+            if "knn" in record:
+                validated = f"  k-NN {record['knn']:.1f} %"
             terms = [f"{name} {record[name]:.3f}" for name in _TERMS if name in record]
             text = (
                 f"loss {record['loss']:.3f} ({', '.join(terms)})  lr {record['lr']:.1e}  "
-                f"{record['samples_per_s']:.0f} samples/s"
+                f"{record['samples_per_s']:.0f} samples/s{validated}"
             )
             step = int(record["step"])
             bar.update(task, completed=step, losses=text)
-            if not console.is_terminal and (step % every == 0 or step == total):
+            due = step % every == 0 or step == total or "knn" in record
+            if due and not console.is_terminal:
                 console.print(f"step {step}/{total}  {text}", soft_wrap=True)
 
         yield report

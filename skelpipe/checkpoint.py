@@ -1,17 +1,18 @@
-"""Runs and their checkpoints: written under a temporary name, renamed, and marked last.
+"""Runs and their checkpoints: written under a temporary name, marked, and renamed last.
 
 A run folder holds recipe.json, data.json, metrics.jsonl, checkpoints/STEP/ and results/. A
 checkpoint holds student, teacher and optimiser as safetensors, state.json and the marker
-"complete"; one without the marker does not exist as far as anything here is concerned.
+"complete" with the SHA-256 of each; one without the marker does not exist as far as anything here
+is concerned. In a marker of older runs nothing stands: those files are taken as they are.
 """
 
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
-import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,10 +25,18 @@ from torch import Tensor, nn
 
 from skelpipe.config import Recipe
 from skelpipe.errors import UserError
+from skelpipe.files import flush, into_place, leftovers, new_name, write_whole
 
 _MARKER = "complete"
 _MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 """What AdamW keeps of each parameter."""
+_FREE = ("name", "title", "train.source", "train.workers", "train.micro_batch", "train.compile",
+         "train.keep", "train.checkpoint_every", "train.knn_every")  # fmt: skip
+"""Settings that decide no weight beyond rounding: a run may be continued with others."""
+
+
+class DamagedCheckpointError(UserError):
+    """A file of a checkpoint is not what was saved."""
 
 
 @dataclass(frozen=True)
@@ -115,15 +124,9 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Write a JSON object under a temporary name, then rename it."""
+    """Write a JSON object in one step: it stands there whole, or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    with part.open("w", encoding="utf-8") as file:
-        json.dump(value, file, indent=1)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(path)
+    write_whole(path, (json.dumps(value, indent=1) + "\n").encode())
 
 
 def save_checkpoint(
@@ -137,26 +140,31 @@ def save_checkpoint(
 ) -> Path:
     """Save a checkpoint so that it stands whole or not at all, then drop older ones but ``keep``.
 
+    Later ones go too: a run that went back behind a damaged checkpoint leaves it behind.
+
     Raises:
         UserError: The disk is full; the checkpoints before this one stand.
     """
     final = run / "checkpoints" / str(step)
-    part = run / "checkpoints" / f"{step}.part"
-    shutil.rmtree(part, ignore_errors=True)
+    new = new_name(final)
     try:
-        part.mkdir(parents=True)
-        save_file(student.state_dict(), part / "student.safetensors")
-        save_file(teacher.state_dict(), part / "teacher.safetensors")
-        save_file(_optimiser_tensors(student, optimiser), part / "optimiser.safetensors")
-        write_json(part / "state.json", state)
-        (part / _MARKER).touch()
-        for path in (*part.iterdir(), part):
-            _sync(path)
-        shutil.rmtree(final, ignore_errors=True)
-        part.replace(final)
-        _sync(final.parent)
+        final.parent.mkdir(parents=True, exist_ok=True)
+        for left in leftovers(final.parent):
+            shutil.rmtree(left, ignore_errors=True)
+        new.mkdir()
+        save_file(student.state_dict(), new / "student.safetensors")
+        save_file(teacher.state_dict(), new / "teacher.safetensors")
+        save_file(_optimiser_tensors(student, optimiser), new / "optimiser.safetensors")
+        write_json(new / "state.json", state)
+        digests = {path.name: _digest(path) for path in sorted(new.iterdir())}
+        for name in digests:
+            flush(new / name)
+        write_json(new / _MARKER, digests)
+        if final.exists():
+            _remove(final)
+        into_place(new, final)
     except (OSError, SafetensorError) as error:
-        shutil.rmtree(part, ignore_errors=True)
+        shutil.rmtree(new, ignore_errors=True)
         full = getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error)
         needed = sum(4 * tensor.numel() for tensor in student.state_dict().values()) * 4
         raise UserError(
@@ -167,17 +175,92 @@ def save_checkpoint(
             remedy="make room, then continue with `skelpipe pretrain --resume --out "
             f"{run}`; checkpoints before this one stand",
         ) from error
-    for old in complete_checkpoints(run)[:-keep]:
-        # Without its marker first: half deleted, it must not look complete.
-        (old / _MARKER).unlink()
-        shutil.rmtree(old)
+    standing = complete_checkpoints(run)
+    place = standing.index(final)
+    for other in standing[: max(place + 1 - keep, 0)] + standing[place + 1 :]:
+        _remove(other)
     return final
+
+
+def _remove(checkpoint: Path) -> None:
+    """Delete a checkpoint; its name goes first, so that it never stands there in part."""
+    gone = new_name(checkpoint)
+    checkpoint.replace(gone)
+    shutil.rmtree(gone, ignore_errors=True)  # what cannot go yet is a left-over of the next save
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def resume_checkpoint(
+    run: Path,
+    student: nn.Module,
+    teacher: nn.Module,
+    optimiser: torch.optim.Optimizer,
+    warn: Callable[[str], None] = lambda text: None,
+) -> tuple[Path, dict[str, Any]] | None:
+    """Restore the newest complete checkpoint that is not damaged; None where none is complete.
+
+    Args:
+        run: The run's folder.
+        student, teacher, optimiser: Restored in place.
+        warn: Called with the damage of each checkpoint that is passed over.
+
+    Returns:
+        The checkpoint and its state.
+
+    Raises:
+        UserError: All complete ones are damaged, or one does not fit the recipe.
+    """
+    found = complete_checkpoints(run)
+    for checkpoint in reversed(found):
+        try:
+            return checkpoint, load_checkpoint(checkpoint, student, teacher, optimiser)
+        except DamagedCheckpointError as error:
+            if checkpoint == found[0]:
+                raise
+            warn(f"{error}\n  the checkpoint before it is used")
+    return None
+
+
+def check_recipe(state: Mapping[str, Any], recipe: Recipe) -> None:
+    """Hold the recipe of a run against the one its checkpoint was saved under.
+
+    Raises:
+        UserError: A setting that decides the weights is another; the first one is named.
+    """
+    saved, now = _flat(state.get("recipe", {})), _flat(recipe.model_dump(mode="json"))
+    for name in saved.keys() - set(_FREE):
+        if saved[name] != now.get(name):
+            raise UserError(
+                "the run cannot be continued with another recipe",
+                place=name,
+                found=now.get(name, "no such setting"),
+                expected=saved[name],
+                remedy="put recipe.json back as it was, or start a new run",
+            )
+
+
+def _flat(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested tables as one, by ``section.key``."""
+    found: dict[str, Any] = {}
+    for name, value in table.items():
+        inside = isinstance(value, Mapping)
+        found |= _flat(value, f"{prefix}{name}.") if inside else {prefix + name: value}
+    return found
 
 
 def load_checkpoint(
     checkpoint: Path, student: nn.Module, teacher: nn.Module, optimiser: torch.optim.Optimizer
 ) -> dict[str, Any]:
-    """Restore everything in place; returns the state."""
+    """Restore everything in place; returns the state.
+
+    Raises:
+        DamagedCheckpointError: A file is not what was saved.
+        UserError: A tensor does not fit the networks; the first one is named.
+    """
     load_network(checkpoint, "student", student)
     load_network(checkpoint, "teacher", teacher)
     path = checkpoint / "optimiser.safetensors"
@@ -192,10 +275,12 @@ def load_checkpoint(
         for parameter in group["params"]:
             optimiser.state[parameter] = {
                 kind: tensors[f"{kind}.{names[id(parameter)]}"].to(
-                    "cpu" if kind == "step" else parameter.device
+                    "cpu" if kind == "step" else parameter.device,
+                    copy=True,  # else it would stay mapped to a file that may be deleted
                 )
                 for kind in _MOMENTS
             }
+    _check_digest(checkpoint / "state.json")
     return read_json(checkpoint / "state.json")
 
 
@@ -203,7 +288,8 @@ def load_network(checkpoint: Path, name: str, network: nn.Module) -> None:
     """Load "student" or "teacher" into a network of the same shape.
 
     Raises:
-        UserError: The file is damaged or of another shape; the first tensor that differs is named.
+        DamagedCheckpointError: The file is not what was saved.
+        UserError: A tensor is missing, too many or of another shape; the first one is named.
     """
     expected = {key: tensor.shape for key, tensor in network.state_dict().items()}
     network.load_state_dict(_read_fitting(checkpoint / f"{name}.safetensors", expected))
@@ -227,15 +313,47 @@ def _read_fitting(path: Path, expected: Mapping[str, torch.Size]) -> dict[str, T
 
 
 def _read_tensors(path: Path) -> dict[str, Tensor]:
+    _check_digest(path)
     try:
         return load_file(path)
     except (OSError, SafetensorError) as error:
-        raise UserError(
-            "the checkpoint is damaged",
-            file=path,
-            found=error,
-            remedy="delete its folder: the complete checkpoint before it, if any, is used then",
+        raise _damaged(path, found=error, expected="safetensors") from error
+
+
+def _check_digest(path: Path) -> None:
+    """Hold a file of a checkpoint against the marker, where that says something."""
+    marker = path.parent / _MARKER
+    if not marker.exists() or not marker.stat().st_size:
+        return
+    try:
+        expected = json.loads(marker.read_bytes())[path.name]
+    except (ValueError, LookupError, TypeError) as error:
+        raise _damaged(
+            marker, found=error, expected=f"JSON with a digest of {path.name}"
         ) from error
+    try:
+        found = _digest(path)
+    except OSError as error:
+        raise _damaged(path, found=error) from error
+    if found != expected:
+        size = f"{path.stat().st_size:,} bytes with sha256 {found}"
+        raise _damaged(path, found=size, expected=f"sha256 {expected}, as saved")
+
+
+def _damaged(path: Path, *, found: object, expected: object = "") -> DamagedCheckpointError:
+    if path.is_file():
+        with path.open("rb") as file:
+            # A zip, as torch.save writes, or a bare pickle; in safetensors the ninth byte is {.
+            head = file.read(9)
+        if head.startswith((b"PK\x03\x04", b"\x80")) and not head.endswith(b"{"):
+            found, expected = "a pickle, as torch.save writes: it was not opened", "safetensors"
+    return DamagedCheckpointError(
+        "the checkpoint is damaged",
+        file=path,
+        found=found,
+        expected=expected,
+        remedy=f"delete {path.parent}: the complete checkpoint before it, if any, is used then",
+    )
 
 
 def _optimiser_tensors(student: nn.Module, optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
@@ -244,11 +362,3 @@ def _optimiser_tensors(student: nn.Module, optimiser: torch.optim.Optimizer) -> 
         for name, parameter in student.named_parameters()
         for kind, tensor in optimiser.state[parameter].items()
     }
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -590,13 +590,18 @@ def _model_at(model: type[BaseModel], place: Sequence[str]) -> type[BaseModel]:
     return model
 
 
+def is_name(name: str) -> bool:
+    """Whether a name can be a folder's: letters, digits, - and _."""
+    return bool(_NAME.fullmatch(name))
+
+
 def new_manifest(name: str) -> str:
     """The text of a manifest to start one of one's own from.
 
     Raises:
         UserError: the name cannot be a folder's.
     """
-    if not _NAME.fullmatch(name):
+    if not is_name(name):
         raise UserError(
             "a data set's name becomes a folder", found=name, expected="letters, digits, - and _"
         )

@@ -25,20 +25,22 @@ from torch import nn
 from skelpipe import distributed
 from skelpipe.checkpoint import (
     Run,
-    complete_checkpoints,
-    load_checkpoint,
+    check_recipe,
+    resume_checkpoint,
     save_checkpoint,
     write_json,
 )
 from skelpipe.config import Recipe
 from skelpipe.errors import UserError
 from skelpipe.estimate import micro_batch
+from skelpipe.files import write_whole
 from skelpipe.methods import build_method
 from skelpipe.methods.slim import SLiM
 from skelpipe.optim import build_optimiser, set_rates
 from skelpipe.shards.card import Card, read_fitting_card
 from skelpipe.stream.loader import Loader
 from skelpipe.stream.order import Order
+from skelpipe.stream.remote import url_of
 from skelpipe.stream.source import Batch, Source, open_source, select
 
 Record = dict[str, float]
@@ -68,6 +70,7 @@ def start_run(
         )
     record: dict[str, Any] = {
         "folder": str(data.resolve()),
+        "url": url_of(data),
         "dataset": card.dataset,
         "split": card.split,
         "data_digest": card.data_digest,
@@ -145,15 +148,19 @@ def train(
     optimiser = build_optimiser(method.student, recipe)
     state = _environment(run, card, loader, micro)
     step = 0
-    checkpoints = complete_checkpoints(folder)
-    if checkpoints:
-        saved = load_checkpoint(checkpoints[-1], method.student, method.teacher, optimiser)
-        _check_state(saved, state, warn if alone else lambda text: None)
+    found = resume_checkpoint(
+        folder, method.student, method.teacher, optimiser, warn if alone else _unheard
+    )
+    if found:
+        saved_at, saved = found
+        _check_state(saved, state, warn if alone else _unheard)
+        check_recipe(saved, recipe)
         step = int(saved["step"])
         loader.epoch, loader.step = int(saved["epoch"]), int(saved["epoch_step"])
-    if step >= total:
-        return checkpoints[-1]
     distributed.wait_for_all()
+    _check_agreement(step, device)
+    if step >= total:
+        return saved_at
 
     def save(place: dict[str, int]) -> str:
         networks = method.student, method.teacher
@@ -161,7 +168,10 @@ def train(
         path = save_checkpoint(folder, step, *networks, optimiser, {**state, **place}, keep)
         return str(path)
 
-    with _metrics(folder, step) if alone else nullcontext(_drop) as log, _stop_signals() as asked:
+    with (
+        _metrics(folder, step) if alone else nullcontext(_unheard) as log,
+        _stop_signals() as asked,
+    ):
         while step < total:
             began = time.perf_counter()
             epoch, epoch_step = loader.epoch, loader.step
@@ -194,19 +204,19 @@ def train(
             if validate and _passes(
                 epoch, loader.epoch, recipe.train.knn_every, last=step == total
             ):
-                found = distributed.first_rank_alone(lambda: json.dumps(validate(method)))
-                record |= json.loads(found)
+                told = distributed.first_rank_alone(lambda: json.dumps(validate(method)))
+                record |= json.loads(told)
             log(record)
             if alone:
                 report(record)
             if _passes(epoch, loader.epoch, recipe.train.checkpoint_every, last=last):
                 place = {"step": step, "epoch": loader.epoch, "epoch_step": loader.step}
-                saved_at = distributed.first_rank_alone(partial(save, place))
+                saved_at = Path(distributed.first_rank_alone(partial(save, place)))
             if loader.epoch > epoch:
                 release_memory()
             if last:
                 break
-    return Path(saved_at)
+    return saved_at
 
 
 class NotFinite(Exception):  # noqa: N818 -- told to the user with the samples' names
@@ -285,8 +295,19 @@ def _passes(before: int, now: int, every: int, *, last: bool) -> bool:
     return every > 0 and (last or now // every > before // every)
 
 
-def _drop(record: Record) -> None:
-    """Records are the first rank's."""
+def _unheard(text: object) -> None:
+    """Records and warnings are the first rank's."""
+
+
+def _check_agreement(step: int, device: torch.device) -> None:
+    """Raise a UserError unless all ranks continue at one step."""
+    steps, _ = distributed.gather_rows(torch.tensor([step], device=device))
+    if len(steps.unique()) > 1:
+        raise UserError(
+            "the ranks found different checkpoints",
+            found=f"steps {steps.tolist()}",
+            expected="one run folder that all hosts see, and the same files in it",
+        )
 
 
 def total_steps(run: Run, data: Path) -> int:
@@ -308,6 +329,7 @@ def _environment(run: Run, card: Card, loader: Loader, micro: int) -> dict[str, 
     """What a bit-exact continuation depends on beside the weights."""
     return {
         "seed": loader.seed,
+        "recipe": run.recipe.model_dump(mode="json"),
         "threads": torch.get_num_threads(),
         "world": loader.world,
         "global_batch": loader.batch,
@@ -374,9 +396,7 @@ def _metrics(folder: Path, step: int) -> Iterator[Callable[[Record], None]]:
             if record["step"] > step:
                 break
             kept.append(line)
-    part = path.with_name(path.name + ".part")
-    part.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
-    part.replace(path)
+    write_whole(path, "".join(line + "\n" for line in kept).encode())
     with path.open("a", encoding="utf-8") as file:
 
         def log(record: Record) -> None:

@@ -15,7 +15,7 @@ ROOT = Path(skelpipe.__file__).parent.parent
 FOLDERS = {"skelpipe": ROOT / "skelpipe", "skelpipe.cli": ROOT / "cli"}
 
 # What every unit but these themselves may use.
-COMMON = {"errors", "skeleton", "manifest", "config", "random"}
+COMMON = {"errors", "files", "skeleton", "manifest", "config", "random"}
 # Unit (a folder or a module of the package) -> units it may import beside the common ones.
 ALLOWED: dict[str, set[str]] = {
     "shards": set(),
@@ -38,6 +38,7 @@ ALLOWED: dict[str, set[str]] = {
             "checkpoint", "distributed"},
     # The common ones among themselves.
     "errors": set(),
+    "files": set(),
     "skeleton": set(),
     "random": set(),
     "manifest": {"errors", "skeleton"},

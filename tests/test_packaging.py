@@ -62,11 +62,12 @@ def test_the_mapping_needs_no_trick(tmp_path: Path) -> None:
 
 def test_data_files_are_shipped() -> None:
     patterns = SETUPTOOLS["package-data"]
-    assert patterns["skelpipe.manifests"] == ["*.toml"]
+    assert patterns["skelpipe.manifests"] == ["*.toml", "*.sbatch"]
     assert "py.typed" in patterns["skelpipe"]
     assert (ROOT / "skelpipe" / "py.typed").exists()
     assert {file.suffix for file in (ROOT / "manifests").iterdir() if file.is_file()} <= {
         ".toml",
+        ".sbatch",
         ".py",
     }
 

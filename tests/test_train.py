@@ -170,16 +170,39 @@ def test_another_batch_is_refused(data: Path, tmp_path: Path) -> None:
         train(Run(run.folder, tiny_recipe("train.batch=5"), run.data), data, device=CPU)
 
 
-def test_another_number_of_threads_is_announced(data: Path, tmp_path: Path) -> None:
+def test_another_number_of_threads_is_announced(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run = fresh(tmp_path, data)
     train(run, data, device=CPU, stop_after=1)
-    state = run.checkpoint() / "state.json"
-    record = json.loads(state.read_text(encoding="utf-8"))
-    state.write_text(json.dumps(record | {"threads": 64}), encoding="utf-8")
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 64)
     said: list[str] = []
     train(run, data, device=CPU, warn=said.append, stop_after=2)
     assert len(said) == 1
-    assert "another threads (1, was 64)" in said[0]
+    assert "another threads (64, was 1)" in said[0]
+
+
+def test_another_recipe_is_refused(data: Path, tmp_path: Path) -> None:
+    run = fresh(tmp_path, data)
+    train(run, data, device=CPU, stop_after=1)
+    with pytest.raises(UserError, match="another recipe") as error:
+        train(Run(run.folder, tiny_recipe("optim.lr=0.002"), run.data), data, device=CPU)
+    assert "place: optim.lr" in str(error.value)
+    with pytest.raises(UserError, match="does not fit the run's recipe"):
+        train(Run(run.folder, tiny_recipe("encoder.layers=2"), run.data), data, device=CPU)
+
+
+def test_a_damaged_checkpoint_costs_the_steps_since_the_one_before(
+    data: Path, whole: Run, tmp_path: Path
+) -> None:
+    run = fresh(tmp_path, data)
+    train(run, data, device=CPU)
+    teacher = run.checkpoint() / "teacher.safetensors"
+    teacher.write_bytes(teacher.read_bytes()[:-1])
+    said: list[str] = []
+    train(run, data, device=CPU, warn=said.append)
+    assert [str(teacher) in text for text in said] == [True]
+    assert_equal(run, whole)
 
 
 def test_a_second_run_in_one_folder_is_refused(data: Path, tmp_path: Path) -> None:
@@ -280,6 +303,106 @@ def test_gradients_are_clipped_for_each_sub_network() -> None:
         for part in student.values()
     ]
     assert after == pytest.approx([3.0, 0.01 * 12**0.5], rel=1e-4)
+
+
+# Losses of 20 steps. `test_the_whole_trainer_gives_the_recorded_losses` prints what it found as
+# this line: it goes here where draws, order, model, losses or optimiser were changed on purpose.
+RECORDED = [
+    10.468905,
+    10.188601,
+    10.961287,
+    8.935281,
+    7.656754,
+    6.321452,
+    5.769914,
+    5.673999,
+    5.366659,
+    5.339408,
+    5.351393,
+    5.166355,
+    5.15663,
+    5.01195,
+    5.1317,
+    5.081181,
+    4.985364,
+    4.984259,
+    4.981002,
+    4.91826,
+]
+
+
+def test_the_whole_trainer_gives_the_recorded_losses(data: Path, tmp_path: Path) -> None:
+    run = fresh(tmp_path, data, "train.epochs=7")
+    train(run, data, device=CPU, stop_after=20)
+    losses = [round(record["loss"], 6) for record in read_metrics(run.folder)]
+    print("RECORDED =", losses)
+    assert losses == pytest.approx(RECORDED, rel=1e-4)
+
+
+AFTER_STEP = """
+import os, signal, sys
+from pathlib import Path
+import torch
+torch.set_num_threads(1)
+from skelpipe.checkpoint import read_run
+from skelpipe.train import train
+
+def kill(record):
+    if record["step"] == int(sys.argv[3]):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+train(read_run(Path(sys.argv[1])), Path(sys.argv[2]), device=torch.device("cpu"), report=kill)
+"""
+
+
+def test_forty_steps_are_twenty_and_a_kill_and_twenty(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = write_set(tmp_path / "set", train=21)  # ten batches of two an epoch
+    changes = ("train.epochs=4", "train.checkpoint_every=2", "train.batch=2", "views.crops=1")
+    seen: list[list[int]] = []
+    plain = SLiM.losses
+
+    def noted(self: SLiM, batch: Any, progress: float) -> dict[str, torch.Tensor]:
+        seen.append(batch.row_N.tolist())
+        return plain(self, batch, progress)
+
+    monkeypatch.setattr(SLiM, "losses", noted)
+    whole = start_run(tmp_path / "whole", tiny_recipe(*changes), data, seed=1)
+    train(whole, data, device=CPU)
+    order = list(seen)
+    assert len(order) == 40
+
+    run = fresh(tmp_path, data, *changes)
+    # The record of step 21 is written and its optimiser step done, but not saved.
+    command = [sys.executable, "-c", AFTER_STEP, str(run.folder), str(data), "21"]
+    assert subprocess.run(command).returncode == -signal.SIGKILL
+    assert [path.name for path in complete_checkpoints(run.folder)] == ["20"]
+    assert len(read_metrics(run.folder)) == 21
+    seen.clear()
+    train(read_run(run.folder), data, device=CPU)
+    assert seen == order[20:]
+    assert tensors(run).keys() == {f"{n}.safetensors" for n in ("student", "teacher", "optimiser")}
+    assert tensors(run) == tensors(whole)
+    assert untimed(run) == untimed(whole)
+    assert len(untimed(run)) == 40
+
+
+def test_validation_comes_every_so_many_epochs_and_is_recorded(
+    data: Path, whole: Run, tmp_path: Path
+) -> None:
+    run = fresh(tmp_path, data, "train.epochs=5", "train.knn_every=2")
+    reported: list[dict[str, float]] = []
+    train(
+        run,
+        data,
+        device=CPU,
+        report=reported.append,
+        validate=lambda method: {"knn": float(method.training)},
+    )
+    assert [record["step"] for record in reported if "knn" in record] == [6, 12]
+    assert read_metrics(run.folder) == reported
+    assert json.loads((whole.folder / "recipe.json").read_text())["train"]["knn_every"] == 0
 
 
 KILLED = """

@@ -20,11 +20,11 @@ from pathlib import Path
 from typing import Literal
 
 from skelpipe.errors import UserError
+from skelpipe.files import leftovers
 from skelpipe.manifest import load_dataset, topology_of
 from skelpipe.shards.card import Card, Precision, digest_of, place_of
 
 from .cluster import run_on_dask
-from .files import leftovers
 from .finish import (
     Raw,
     check_replaceable,

@@ -14,6 +14,7 @@ from typing import Any
 import pyarrow.compute as pc
 
 from skelpipe.errors import UserError
+from skelpipe.files import flush, into_place, write_whole
 from skelpipe.manifest import AnyDataset
 from skelpipe.shards.card import (
     CARD,
@@ -30,7 +31,6 @@ from skelpipe.shards.card import (
 )
 from skelpipe.shards.index import INDEX, tally, write_index
 
-from .files import flush, into_place, write_whole
 from .listing import Listing, Row
 from .normalise import Pipeline
 from .plan import Plan

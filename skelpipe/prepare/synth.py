@@ -15,9 +15,9 @@ import numpy as np
 import numpy.typing as npt
 
 from skelpipe.errors import UserError, nearest
+from skelpipe.files import into_place, new_name
 
 from . import synth_pku
-from .files import into_place, new_name
 from .motion import KINECT, Body, Floats, generator, invented, perform, performer
 from .programmes import ACTIONS, programme
 from .sensor import measured, seen_by

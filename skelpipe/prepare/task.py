@@ -17,6 +17,7 @@ from typing import Any
 from isal import isal_zlib
 
 from skelpipe.errors import UserError
+from skelpipe.files import into_place, new_name, write_whole
 from skelpipe.manifest import AnyDataset
 from skelpipe.shards.card import Precision
 from skelpipe.shards.tar import OutOfRangeError, ShardWriter, payload_bytes
@@ -24,7 +25,6 @@ from skelpipe.skeleton import Topology
 
 from .agcn import upside_down
 from .archive import Reader
-from .files import into_place, new_name, write_whole
 from .formats import read
 from .listing import Clip, Row
 from .normalise import find_pipeline, recordings

@@ -122,19 +122,18 @@ def evaluate(
         return found
 
     test_features = centre_features(test_set)
-    train_label, test_label = _labels(train_set), _labels(test_set)
+    train_label, test_label = labels(train_set), labels(test_set)
     classes = len(card.classes)
     rows: list[dict[str, Any]] = []
     predictions: list[Tensor] = []
     if isinstance(protocol, Knn):
-        if protocol.k > len(train_set):
-            raise UserError(f"k = {protocol.k} exceeds the gallery of {len(train_set)} samples")
+        knn.check_gallery(protocol.k, len(train_set))
         for name, query, gallery in zip(
             networks, test_features, centre_features(train_set), strict=True
         ):
             neighbours = knn.nearest(query, gallery, protocol.k)
             predictions.append(knn.predict(train_label[neighbours], classes))
-            rows.append({"network": name, "accuracy": _accuracy(predictions[-1], test_label)})
+            rows.append({"network": name, "accuracy": accuracy(predictions[-1], test_label)})
     else:
         probes = linear.fit(
             _epochs(protocol, list(networks.values()), train_set, frames, absent, seed),
@@ -155,7 +154,7 @@ def evaluate(
             rows.append(
                 {
                     "network": name,
-                    "accuracy": _accuracy(probe.predicted_N, test_label),
+                    "accuracy": accuracy(probe.predicted_N, test_label),
                     "best_epoch_peer_convention": {
                         "accuracy": 100 * probe.best,
                         "epoch": probe.best_epoch,
@@ -245,7 +244,8 @@ def _epochs(
         )
 
 
-def _labels(source: Source) -> Tensor:
+def labels(source: Source) -> Tensor:
+    """Classes of a source's samples, shape (N,), on its device."""
     return torch.as_tensor(source.table["label"].to_numpy().copy(), dtype=torch.int64).to(
         source.device
     )
@@ -263,7 +263,7 @@ def _check_finite(features: list[Tensor], source: Source) -> None:
             )
 
 
-def _accuracy(predicted_N: Tensor, label_N: Tensor) -> float:
+def accuracy(predicted_N: Tensor, label_N: Tensor) -> float:
     """Top-1 accuracy in per cent."""
     return 100 * (predicted_N == label_N).double().mean().item()
 

@@ -45,7 +45,7 @@ def token_features(encoder: SkeletonViT, kind: Kind) -> Encode:
     """Features of an encoder: mean of patch tokens (S28, default), class token, or both joined."""
 
     def encode(x_BTJC: Tensor) -> Tensor:
-        tokens: Tokens = encoder(x_BTJC)
+        tokens: Tokens = encoder(x_BTJC.to(encoder.joint_embedding.dtype))
         patch: Tensor = tokens.patch_BSJD.mean((1, 2))
         if kind == "patch":
             return patch

@@ -6,6 +6,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from skelpipe.errors import UserError
+
+
+def check_gallery(k: int, samples: int) -> None:
+    """Raise a UserError where a gallery has fewer than k samples."""
+    if k > samples:
+        raise UserError(f"k = {k} exceeds the gallery of {samples} samples")
+
 
 def nearest(query_ND: Tensor, gallery_GD: Tensor, k: int = 1, chunk: int = 1024) -> Tensor:
     """Places of each query's k nearest gallery rows by cosine distance, nearest first.

@@ -83,6 +83,18 @@ def test_held_out_subjects_are_not_trained_on(place: Path) -> None:
     assert json.loads((run / "data.json").read_text())["val_subjects"] == [1]
 
 
+def test_neighbours_are_found_while_it_trains(place: Path) -> None:
+    words = ("--val-subjects", "1,2", "--knn-every", "1", "--log", "tensorboard")
+    result = skelpipe("pretrain", "--recipe", place / "tiny.toml", *words)
+    assert result.exit_code == 0, result.output
+    (run,) = (place / "runs").iterdir()
+    assert list((run / "tensorboard").iterdir())
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    found = [record["knn"] for record in map(json.loads, lines) if "knn" in record]
+    assert len(found) == 2
+    assert f"k-NN {found[-1]:.1f} %" in result.output
+
+
 @pytest.mark.parametrize(
     ("words", "named"),
     [
@@ -100,6 +112,15 @@ def test_held_out_subjects_are_not_trained_on(place: Path) -> None:
             ("pretrain", "--recipe", "slim", "--batch", "4", "--set", "train.epochs=10000000"),
             "--yes",
         ),
+        (
+            ("pretrain", "--recipe", "slim-tiny", "--set", "train.batch=4", "--knn-every", "1"),
+            "--val-subjects 8,9",
+        ),
+        (
+            ("pretrain", "--recipe", "slim-tiny", "--set", "train.batch=4", "--log", "wand"),
+            "did you mean 'wandb'?",
+        ),
+        (("pretrain", "--resume", "--knn-every", "1"), "keeps its recipe"),
         (("evaluate", "--protocol", "kmn"), "did you mean 'knn'?"),
         (("evaluate", "--protocol", "knn"), "there is no run"),
         (("evaluate", "--protocol", "knn", "--run", "nowhere"), "no run folder"),
@@ -124,6 +145,23 @@ def test_a_run_without_checkpoint_is_refused(place: Path) -> None:
     assert "no complete checkpoint" in refusal(
         "evaluate", "--protocol", "knn", "--run", place / "run"
     )
+
+
+def test_training_goes_round_a_damaged_checkpoint_and_evaluation_does_not(place: Path) -> None:
+    skelpipe("pretrain", "--recipe", place / "tiny.toml", "--out", place / "run")
+    checkpoints = place / "run" / "checkpoints"
+    before, newest = sorted(checkpoints.iterdir(), key=lambda path: int(path.name))
+    student = newest / "student.safetensors"
+    whole = student.read_bytes()
+    student.write_bytes(whole[:-5] + bytes([whole[-5] ^ 1]) + whole[-4:])
+    message = refusal("evaluate", "--protocol", "knn", "--run", place / "run")
+    assert "the checkpoint is damaged" in message
+    assert str(student) in message
+    result = skelpipe("pretrain", "--resume", "--out", place / "run")
+    assert result.exit_code == 0, result.output
+    assert "the checkpoint before it is used" in " ".join(result.output.split())
+    assert student.read_bytes() == whole
+    assert before.exists()
 
 
 @pytest.mark.slow

@@ -1,0 +1,68 @@
+"""k-NN on held-out training subjects while a run trains; the test part is never read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from skelpipe.checkpoint import Run
+from skelpipe.errors import UserError
+from skelpipe.methods.slim import SLiM
+from skelpipe.protocols import knn
+from skelpipe.protocols.evaluate import Knn, accuracy, labels, load_protocol
+from skelpipe.protocols.features import extract, token_features
+from skelpipe.stream.source import open_source, select
+
+
+def online_knn(run: Run, data: Path, device: torch.device) -> Callable[[SLiM], dict[str, float]]:
+    """What takes a method in training and returns {"knn": accuracy in per cent}.
+
+    As `skelpipe evaluate --protocol knn --val-subjects` has it for the student: the gallery is what
+    the run trains on, queries are the samples of its validation subjects in the training part. A
+    resident set is read again through mapped files, so that the device holds it once.
+
+    Args:
+        run: Whose validation subjects and view.
+        data: The prepared set.
+        device: Where the method computes.
+
+    Raises:
+        UserError: The run holds out no subjects, or fewer samples are trained on than k.
+    """
+    held_out = run.data["val_subjects"]
+    if not held_out:
+        raise UserError(
+            "k-NN during training needs subjects that are held out",
+            expected="--val-subjects, such as --val-subjects 8,9",
+            remedy="start the run with them, or without --knn-every; the test part is not for this",
+        )
+    protocol = load_protocol("knn")
+    assert isinstance(protocol, Knn)
+    recipe = run.recipe
+    kind = "mapped" if recipe.train.source == "resident" else recipe.train.source
+    gallery = open_source(data, select(data, "train", without=held_out), device, kind)
+    query = open_source(data, select(data, "train", subjects=held_out), device, kind)
+    knn.check_gallery(protocol.k, len(gallery))
+
+    def validate(method: SLiM) -> dict[str, float]:
+        training = method.training
+        method.eval()
+        query_ND, gallery_GD = (
+            extract(
+                source,
+                [token_features(method.student.encoder, "patch")],
+                recipe.views.frames,
+                centre=protocol.centre,
+                absent_body=recipe.views.absent_body,
+            )[0]
+            for source in (query, gallery)
+        )
+        method.train(training)
+        label_G = labels(gallery)
+        neighbours = knn.nearest(query_ND, gallery_GD, protocol.k)
+        found = knn.predict(label_G[neighbours], int(label_G.max()) + 1)
+        return {"knn": accuracy(found, labels(query))}
+
+    return validate
