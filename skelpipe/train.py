@@ -201,15 +201,13 @@ def train(
                 "samples_per_s": loader.batch / seconds,
             }
             last = step in (total, stop_after)
-            if validate and _passes(
-                epoch, loader.epoch, recipe.train.knn_every, last=step == total
-            ):
+            if validate and _passes(epoch, loader.epoch, recipe.train.knn_every):
                 told = distributed.first_rank_alone(lambda: json.dumps(validate(method)))
                 record |= json.loads(told)
             log(record)
             if alone:
                 report(record)
-            if _passes(epoch, loader.epoch, recipe.train.checkpoint_every, last=last):
+            if last or _passes(epoch, loader.epoch, recipe.train.checkpoint_every):
                 place = {"step": step, "epoch": loader.epoch, "epoch_step": loader.step}
                 saved_at = Path(distributed.first_rank_alone(partial(save, place)))
             if loader.epoch > epoch:
@@ -290,9 +288,9 @@ def _typed(batch: Batch, recipe: Recipe) -> Batch:
     return replace(batch, flat_RJC=batch.flat_RJC.double())
 
 
-def _passes(before: int, now: int, every: int, *, last: bool) -> bool:
-    """Whether a multiple of ``every`` epochs is reached; at last always, and never for 0."""
-    return every > 0 and (last or now // every > before // every)
+def _passes(before: int, now: int, every: int) -> bool:
+    """Whether a multiple of ``every`` epochs was reached; never for 0."""
+    return every > 0 and now // every > before // every
 
 
 def _unheard(text: object) -> None:

@@ -361,13 +361,13 @@ def test_forty_steps_are_twenty_and_a_kill_and_twenty(
     data = write_set(tmp_path / "set", train=21)  # ten batches of two an epoch
     changes = ("train.epochs=4", "train.checkpoint_every=2", "train.batch=2", "views.crops=1")
     seen: list[list[int]] = []
-    plain = SLiM.losses
+    plain = SLiM.learn
 
     def noted(self: SLiM, batch: Any, progress: float) -> dict[str, torch.Tensor]:
         seen.append(batch.row_N.tolist())
         return plain(self, batch, progress)
 
-    monkeypatch.setattr(SLiM, "losses", noted)
+    monkeypatch.setattr(SLiM, "learn", noted)
     whole = start_run(tmp_path / "whole", tiny_recipe(*changes), data, seed=1)
     train(whole, data, device=CPU)
     order = list(seen)
