@@ -34,8 +34,8 @@ _TURN = np.radians([30.0, 180.0, 30.0])  # how far the baseline's views are turn
 def views(
     recordings: int = 240,
     *,
-    copies: int = 4,
-    batch: int = 256,
+    copies: int = 8,
+    batch: int = 768,
     threads: int = 1,
     rounds: int = 3,
     least: float = 1.0,
@@ -52,7 +52,7 @@ def views(
     Args:
         recordings: Different recordings.
         copies: Names for each; half of them are training samples, which are used.
-        batch: Samples in a batch, at most all there are.
+        batch: Samples in a batch, at most all there are; the recipe has 768.
         threads: Of torch.
         rounds: Measurements of each way.
         least: Seconds a measurement takes at least.

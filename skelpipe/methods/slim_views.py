@@ -27,7 +27,7 @@ from skelpipe.views.sampling import (
     tabulate,
 )
 
-_CHUNK = 512 * 1024  # bytes of views at once on a CPU: what they pass through stays in its cache
+_CHUNK = 1024 * 1024  # bytes of views at once on a CPU: what they pass through stays in its cache
 
 
 @dataclass(frozen=True)
