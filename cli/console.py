@@ -17,8 +17,9 @@ def show_error(text: str) -> None:
 
 
 def show_warning(text: str) -> None:
-    """Print a warning to standard error."""
-    errors.print(f"[yellow]warning:[/] {_plain(text)}", soft_wrap=True)
+    """Print a warning to standard error, unless this process keeps quiet for another rank."""
+    if not console.quiet:
+        errors.print(f"[yellow]warning:[/] {_plain(text)}", soft_wrap=True)
 
 
 def _plain(text: str) -> str:

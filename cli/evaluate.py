@@ -14,6 +14,9 @@ from .console import console, show_warning
 from .options import choose_device, newest_set, runs_root, set_folder, subject_numbers
 from .tables import show_table
 
+_PATIENCE = 600.0
+"""Seconds that a rank waits for another within a protocol."""
+
 
 class Features(StrEnum):
     """What stands for a sample."""
@@ -68,7 +71,10 @@ def evaluate(
         skelpipe evaluate --protocol knn --raw-features   (the floor without learning)
 
         skelpipe evaluate --protocol linear --random-init (the floor without training)
+
+        torchrun --standalone --nproc-per-node 4 -m -- skelpipe.cli evaluate --protocol knn
     """
+    from skelpipe import distributed
     from skelpipe.checkpoint import newest_run, read_run
     from skelpipe.config import load_recipe
     from skelpipe.errors import nearest
@@ -77,6 +83,10 @@ def evaluate(
     from skelpipe.report.tables import comparable, read_results, result_table
     from skelpipe.shards.card import read_card
 
+    ranks = distributed.launch()
+    if ranks.rank:
+        console.quiet = True
+    where = choose_device(device, ranks.local_rank)
     if protocol not in PROTOCOLS:
         raise UserError(f"unknown protocol '{protocol}'", remedy=nearest(protocol, PROTOCOLS))
     if random_init and raw_features:
@@ -118,19 +128,24 @@ def evaluate(
 
     from .progress import counting_progress
 
-    with counting_progress(f"{protocol} epochs") as report:
+    with (
+        distributed.process_group(where, _PATIENCE),
+        counting_progress(f"{protocol} epochs") as report,
+    ):
         record = run_protocol(
             settings,
             chosen,
             folder,
             subject="random-init" if random_init else "raw" if raw_features else "run",
-            device=choose_device(device),
+            device=where,
             run=found,
             kind=features.value,
             val_subjects=held_out,
             seed=seed,
             report=report,
         )
+    if ranks.rank:
+        return  # the first one tells what all have found
     stored = write_result(found.folder, record) if found else None
     beside = read_results(found.folder) if found else [record]
     for group in comparable(beside):

@@ -90,7 +90,7 @@ def pretrain(
 
         skelpipe pretrain --val-subjects 8,9 --knn-every 5 --log tensorboard
 
-        torchrun --standalone --nproc-per-node 4 -m skelpipe.cli pretrain    (four GPUs)
+        torchrun --standalone --nproc-per-node 4 -m -- skelpipe.cli pretrain
     """
     from skelpipe import distributed
 

@@ -61,7 +61,7 @@ def launch() -> Launch:
             "the launcher's environment is incomplete",
             found=error,
             expected="RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT, as torchrun sets",
-            remedy="torchrun --standalone --nproc-per-node 2 -m skelpipe.cli pretrain …",
+            remedy="torchrun --standalone --nproc-per-node 2 -m -- skelpipe.cli pretrain …",
         ) from error
     return Launch(rank, world, local_rank, environment.get("TORCHELASTIC_RUN_ID", ""), restarts)
 

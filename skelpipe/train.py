@@ -99,8 +99,7 @@ def train(
 ) -> Path:
     """Pre-train until the recipe's last epoch, from the run's newest complete checkpoint if any.
 
-    Every rank calls this with the same arguments; the first one alone writes, reports, warns and
-    validates.
+    Every rank calls this with the same arguments; the first one alone writes, reports and warns.
 
     Args:
         run: Of `start_run` or `read_run`.
@@ -202,8 +201,7 @@ def train(
             }
             last = step in (total, stop_after)
             if validate and _passes(epoch, loader.epoch, recipe.train.knn_every):
-                told = distributed.first_rank_alone(lambda: json.dumps(validate(method)))
-                record |= json.loads(told)
+                record |= validate(method)
             log(record)
             if alone:
                 report(record)

@@ -363,9 +363,9 @@ def test_forty_steps_are_twenty_and_a_kill_and_twenty(
     seen: list[list[int]] = []
     plain = SLiM.learn
 
-    def noted(self: SLiM, batch: Any, progress: float) -> dict[str, torch.Tensor]:
-        seen.append(batch.row_N.tolist())
-        return plain(self, batch, progress)
+    def noted(self: SLiM, batches: Any, progress: float) -> dict[str, torch.Tensor]:
+        seen.append([row for batch in batches for row in batch.row_N.tolist()])
+        return plain(self, batches, progress)
 
     monkeypatch.setattr(SLiM, "learn", noted)
     whole = start_run(tmp_path / "whole", tiny_recipe(*changes), data, seed=1)

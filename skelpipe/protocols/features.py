@@ -11,6 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from skelpipe import distributed
 from skelpipe.config import Range, Settings
 from skelpipe.models.vit import SkeletonViT, Tokens
 from skelpipe.random import uniform
@@ -117,7 +118,7 @@ def extract(
     key_N: Tensor | None = None,
     chunk: int = 256,
 ) -> list[Tensor]:
-    """Features of all samples of a source, each once, in its order.
+    """Features of all samples of a source, each once, in its order; ranks share the work.
 
     Args:
         source: N samples.
@@ -127,13 +128,24 @@ def extract(
         chunk: Samples at once.
 
     Returns:
-        For each encoder, shape (N, D), float32, on the source's device.
+        For each encoder, shape (N, D), float32, on the source's device; on every rank.
     """
     parts: list[list[Tensor]] = [[] for _ in encode]
-    for begin in range(0, len(source), chunk):
-        places = torch.arange(begin, min(begin + chunk, len(source)))
+    rank, world = distributed.rank(), distributed.world()
+    first, last = (len(source) * number // world for number in (rank, rank + 1))
+    for begin in range(first, last, chunk):
+        places = torch.arange(begin, min(begin + chunk, last))
         batch = source.take(places, None if key_N is None else key_N[places])
         x, sample_B = view(batch, frames, centre=centre, absent_body=absent_body, random=random)
         for part, function in zip(parts, encode, strict=True):
             part.append(mean_over_bodies(function(x).float(), sample_B, len(batch)))
-    return [torch.cat(part) for part in parts]
+    return [_of_all_ranks(part, source.device) for part in parts]
+
+
+def _of_all_ranks(parts: list[Tensor], device: torch.device) -> Tensor:
+    """The rows of all ranks; a rank without any learns from the others how wide they are."""
+    distributed.wait_for_all()
+    width = torch.tensor([parts[0].shape[1] if parts else 0], device=device)
+    width = distributed.gather_rows(width)[0].max()
+    rows_ND = torch.cat(parts) if parts else torch.zeros(0, int(width), device=device)
+    return distributed.gather_rows(rows_ND)[0]
