@@ -241,7 +241,18 @@ def recipe_file(folder: Path) -> Path:
 
 
 def pretrain(recipe: Path, data: Path, out: Path) -> list[str | Path]:
-    return ["-m", "--", "skelpipe.cli", "pretrain", "--recipe", recipe, "--data", data, "--out", out]
+    return [
+        "-m",
+        "--",
+        "skelpipe.cli",
+        "pretrain",
+        "--recipe",
+        recipe,
+        "--data",
+        data,
+        "--out",
+        out,
+    ]
 
 
 def ranks_at_step(run: Path, step: int) -> list[int]:

@@ -7,10 +7,12 @@ from math import prod
 
 import pytest
 import torch
+from builders import KINECT, batch_of, recording
 from torch import Tensor, nn
 
 from skelpipe.bench.flops import count
 from skelpipe.config import Recipe, load_recipe
+from skelpipe.methods.slim import SLiM
 from skelpipe.models.heads import PrototypeHead
 from skelpipe.models.vit import SkeletonViT
 from skelpipe.roofline import Peaks, Work, measure_peaks, parameters, step_rows
@@ -190,3 +192,13 @@ def test_peaks_of_a_cpu(dtype: torch.dtype) -> None:
     # Anything that runs this does: more than one product of 128 a second, memory beyond a disk's.
     assert peaks.flop_per_s > 1e8
     assert peaks.bytes_per_s > 1e8
+
+
+def test_a_real_step_takes_the_operations_that_are_told() -> None:
+    recipe = RECIPES["tiny"]
+    method = SLiM(recipe, KINECT)
+    batch = batch_of([recording(number, 60) for number in range(16)])
+    counted = count(lambda: method.learn([batch], 0.5)).products
+    told = sum(row.flop for row in step_rows(recipe, samples=16, bodies=1, joints=JOINTS))
+    # How many tokens are masked is drawn, and the targets' entropy makes a chunk of logits more.
+    assert counted == pytest.approx(told, rel=0.05)

@@ -20,7 +20,7 @@ from skelpipe.optim import build_optimiser
 from skelpipe.roofline import DTYPES, Peaks, Work, measure_peaks, step_rows
 from skelpipe.stream.loader import Loader
 from skelpipe.stream.source import Batch
-from skelpipe.train import take_step
+from skelpipe.train import compile_blocks, take_step
 
 BODIES = 1.22
 """Mean bodies of NTU RGB+D 60's samples: 18.3 % mutual actions, and other people detected."""
@@ -125,8 +125,7 @@ def step(recipe: Recipe, device: torch.device, *, steps: int = 5, compiled: bool
     loader = Loader(Generated(2 * recipe.train.batch, joints, device), recipe.train.batch, 0)
     method = build_method(recipe, topology, 0).to(device)
     if compiled:
-        method.student.encoder.compile(dynamic=True)
-        method.teacher.encoder.compile(dynamic=True)
+        compile_blocks(method)
     optimiser = build_optimiser(method.student, recipe)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)

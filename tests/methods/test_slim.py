@@ -568,6 +568,66 @@ def test_coordinates_stay_float32_under_autocast() -> None:
     assert half["loss"].item() == pytest.approx(full["loss"].item(), rel=0.02)
 
 
+def gradients(method: SLiM, batches: list[Batch]) -> tuple[dict[str, float], dict[str, Tensor]]:
+    method.student.zero_grad()
+    told = method.learn(batches, 0.3)
+    found = {
+        name: parameter.grad.clone()
+        for name, parameter in method.student.named_parameters()
+        if parameter.grad is not None
+    }
+    return {name: value.item() for name, value in told.items()}, found
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        (),
+        ("loss.clean_pass=true", "views.anchors=1"),
+        ("loss.koleo_weight=0.0", "views.absent_body=zeros"),
+        ("loss.mask_weight=0.0", "mask.global_kind=none"),
+        ("loss.contrast_weight=0.0", "views.crops=0"),
+        ("loss.koleo_weight=3.0", "mask.local_kind=motion", "augment.scaling=axes"),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("size", [1, 2, 4])
+def test_micro_batches_learn_what_the_whole_batch_does(changes: tuple[str, ...], size: int) -> None:
+    method = method_of(*changes).double()
+    batch = batch_of(mixed_samples())
+    batch = replace(batch, flat_RJC=batch.flat_RJC.double())
+    told, wanted = gradients(method, [batch])
+    parts, found = gradients(method, batch.split(size))
+    assert parts.keys() == told.keys()
+    for name, value in told.items():
+        if name != "patch_entropy":  # of a chunk a micro-batch
+            assert parts[name] == pytest.approx(value, rel=1e-12, abs=1e-12), name
+    assert found.keys() == wanted.keys()
+    for name, gradient in wanted.items():
+        assert torch.allclose(found[name], gradient, rtol=1e-9, atol=1e-11), name
+
+
+def test_koleo_may_keep_to_what_a_device_holds() -> None:
+    changes = ("loss.mask_weight=0.0", "loss.contrast_weight=0.0", "loss.koleo_weight=1.0")
+    method = method_of(*changes, "loss.koleo_scope=local")
+    parts = batch_of(mixed_samples()).split(2)
+    told, found = gradients(method, parts)
+    each = [gradients(method, [part]) for part in parts]
+    assert told["koleo"] == pytest.approx(mean(value["koleo"] for value, _ in each), rel=1e-5)
+    name = "encoder.patch.weight"
+    wanted = torch.stack([gradient[name] for _, gradient in each]).mean(0)
+    assert torch.allclose(found[name], wanted, rtol=1e-4, atol=1e-6)
+    whole = gradients(method_of(*changes), parts)[0]["koleo"]
+    assert whole != pytest.approx(told["koleo"], rel=1e-3)  # neighbours lie in other parts too
+
+
+def test_what_has_no_weight_is_not_told() -> None:
+    method = method_of("loss.contrast_weight=0.0", "loss.koleo_weight=0.0", "views.crops=0")
+    told = method.learn([batch_of(mixed_samples())], 0.3)
+    assert told.keys() == {"loss", "mfm", "patch_entropy"}
+    assert all(p.grad is None for p in method.student.class_head.parameters())
+
+
 def train_steps(recipe: Recipe, steps: int) -> list[float]:
     torch.manual_seed(0)
     method = SLiM(recipe, KINECT)
