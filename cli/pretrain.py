@@ -194,12 +194,13 @@ def _train(
                 run, folder, device=device, report=report, warn=show_warning, validate=validate
             )
     except RunInterrupted:
-        errors.print(
-            "stopped and saved. Continue: "
-            f"skelpipe pretrain --resume --out {quote(str(run.folder))}",
-            soft_wrap=True,
-            markup=False,
-        )
+        if not console.quiet:
+            errors.print(
+                "stopped and saved. Continue: "
+                f"skelpipe pretrain --resume --out {quote(str(run.folder))}",
+                soft_wrap=True,
+                markup=False,
+            )
         sys.exit(REQUEUE)
     except UserError:
         if not resume:

@@ -212,6 +212,16 @@ class Recipe(Settings):
             )
         return self
 
+    @model_validator(mode="after")
+    def _something_to_learn(self) -> Self:
+        loss = self.loss
+        if not (loss.mask_weight or loss.contrast_weight or loss.koleo_weight):
+            raise ValueError(
+                "loss.mask_weight, loss.contrast_weight and loss.koleo_weight are all 0: there is "
+                "nothing to learn"
+            )
+        return self
+
     def readings(self) -> list[str]:
         """The paper's gaps as this run reads them ("our reading"), for every table."""
         return [

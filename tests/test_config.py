@@ -283,6 +283,13 @@ def settings_read(tree: ast.AST) -> set[tuple[str, str]]:
     return found
 
 
+def test_a_recipe_without_a_loss_is_refused() -> None:
+    none = [f"loss.{name}_weight=0.0" for name in ("mask", "contrast", "koleo")]
+    with pytest.raises(UserError, match="setting of recipe 'slim' does not fit") as error:
+        load_recipe("slim", none)
+    assert "there is nothing to learn" in str(error.value)
+
+
 def test_every_setting_is_read_somewhere() -> None:
     files = [
         path

@@ -224,9 +224,9 @@ def test_without_a_launcher_there_is_one_rank(monkeypatch: pytest.MonkeyPatch) -
     assert distributed.first_rank_alone(lambda: "done") == "done"
 
 
-def recipe_file(folder: Path) -> Path:
-    """The tiny recipe, long enough to be killed in, as a file."""
-    table = TINY | {"train": {"epochs": 150, "batch": 16, "checkpoint_every": 3}}
+def recipe_file(folder: Path, epochs: int) -> Path:
+    """The tiny recipe for so many epochs of four steps, as a file."""
+    table = TINY | {"train": {"epochs": epochs, "batch": 16, "checkpoint_every": 3}}
     lines = ['kind = "recipe"', 'name = "tiny"']
     for section in ("views", "encoder", "head", "optim", "train"):
         lines.append(f"[{section}]")
@@ -274,17 +274,19 @@ def ranks_at_step(run: Path, step: int) -> list[int]:
 
 @pytest.mark.slow
 def test_a_killed_rank_is_replaced_and_the_weights_are_the_same(data: Path, tmp_path: Path) -> None:
-    recipe = recipe_file(tmp_path)
+    recipe = recipe_file(tmp_path, 50)
     code, out = torchrun(*pretrain(recipe, data, tmp_path / "whole"))
     assert code == 0, out
-    process = start_torchrun(*pretrain(recipe, data, tmp_path / "killed"), restarts=1)
-    os.kill(ranks_at_step(tmp_path / "killed", 100)[1], signal.SIGKILL)
+    # Patience, for a busy machine: how soon a rank is given up is not what is tested here.
+    words = [*pretrain(recipe, data, tmp_path / "killed"), "--timeout", "200"]
+    process = start_torchrun(*words, restarts=1)
+    os.kill(ranks_at_step(tmp_path / "killed", 60)[1], signal.SIGKILL)
     out, _ = process.communicate(timeout=300)
     assert process.returncode == 0, out
     assert "newest checkpoint: step" in out
     for name in ("student", "teacher", "optimiser"):
         files = [
-            tmp_path / run / "checkpoints" / "600" / f"{name}.safetensors"
+            tmp_path / run / "checkpoints" / "200" / f"{name}.safetensors"
             for run in ("whole", "killed")
         ]
         assert files[0].read_bytes() == files[1].read_bytes()
@@ -297,7 +299,7 @@ def test_a_killed_rank_is_replaced_and_the_weights_are_the_same(data: Path, tmp_
 def test_a_lost_rank_ends_the_other(
     data: Path, tmp_path: Path, number: signal.Signals, limit: float
 ) -> None:
-    process = start_torchrun(*pretrain(recipe_file(tmp_path), data, tmp_path / "run"))
+    process = start_torchrun(*pretrain(recipe_file(tmp_path, 1000), data, tmp_path / "run"))
     first, second = ranks_at_step(tmp_path / "run", 20)
     os.kill(second, number)
     out, _ = process.communicate(timeout=limit + 10)  # the launcher's own end is in it
@@ -310,10 +312,10 @@ def test_a_lost_rank_ends_the_other(
 
 @pytest.mark.slow
 def test_a_signal_to_one_rank_saves_once_and_stops_both(data: Path, tmp_path: Path) -> None:
-    recipe = recipe_file(tmp_path)
+    recipe = recipe_file(tmp_path, 1000)
     process = start_torchrun(*pretrain(recipe, data, tmp_path / "run"))
     os.kill(ranks_at_step(tmp_path / "run", 20)[1], signal.SIGUSR1)
     out, _ = process.communicate(timeout=120)
-    assert out.count("stopped and saved") == 2, out
+    assert out.count("stopped and saved") == 1, out
     done = max(int(path.name) for path in (tmp_path / "run" / "checkpoints").iterdir())
     assert done == len(read_metrics(tmp_path / "run"))

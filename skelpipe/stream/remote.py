@@ -35,7 +35,7 @@ REMOTE = "remote.json"
 
 _EXTRA = {"http": "remote", "https": "remote", "s3": "s3", "gs": "gs"}
 _DEFAULT_SIZE = "50GB"
-_UNITS = {"": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}
+_UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}
 _ATTEMPTS = 4
 _WAIT = 0.5  # seconds before the second attempt, twice as long before each further one
 _SILENCE = 60.0  # seconds without a byte after which an http server counts as gone
