@@ -180,8 +180,9 @@ def train(
                     "another rank could not read its samples: see what it says"
                 )
             if stop:
-                place = {"step": step, "epoch": epoch, "epoch_step": epoch_step}
-                distributed.first_rank_alone(partial(save, place))
+                if step:  # before the first, there is nothing to save
+                    place = {"step": step, "epoch": epoch, "epoch_step": epoch_step}
+                    distributed.first_rank_alone(partial(save, place))
                 raise RunInterrupted
             assert batch is not None
             parts = [_typed(part, recipe) for part in batch.split(micro)]

@@ -20,6 +20,8 @@ from skelpipe.checkpoint import Run, complete_checkpoints, read_run
 from skelpipe.errors import UserError
 from skelpipe.methods.slim import SLiM
 from skelpipe.optim import cosine
+from skelpipe.stream.loader import Loader
+from skelpipe.stream.source import Batch
 from skelpipe.train import (
     RunInterrupted,
     build_method,
@@ -239,6 +241,25 @@ def test_a_signal_saves_and_stops(
     assert signal.getsignal(number) == before
     assert run.checkpoint().name == "2"
     train(run, data, device=CPU)
+    assert_equal(run, whole)
+
+
+def test_a_signal_before_the_first_step_leaves_a_run_that_can_be_continued(
+    data: Path, whole: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = fresh(tmp_path, data)
+    plain = Loader.__next__
+
+    def interrupted(self: Loader) -> Batch:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return plain(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Loader, "__next__", interrupted)
+        with pytest.raises(RunInterrupted):
+            train(run, data, device=CPU)
+    assert complete_checkpoints(run.folder) == []
+    train(read_run(run.folder), data, device=CPU)
     assert_equal(run, whole)
 
 
