@@ -95,6 +95,8 @@ def process_group(device: torch.device, timeout: float) -> Iterator[None]:
     if launch().world == 1:
         yield
         return
+    if device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)  # what names no device must not open the first GPU as well
     try:
         # Ranks start at their own pace: only when all are here does the short timeout apply.
         dist.init_process_group("gloo", timeout=_PATIENCE)

@@ -20,7 +20,7 @@ from skelpipe.roofline import (
 )
 
 _ROOM = 12e9
-"""Bytes that a micro-batch may take: a larger one is no faster, and other jobs need memory too."""
+"""Bytes that a micro-batch may take on a CPU: a larger one is no faster, and others need memory."""
 _EFFICIENCY = 0.3
 """Least time of a training step, of its time: a rough guess."""
 
@@ -64,13 +64,15 @@ def estimate(
 def micro_batch(recipe: Recipe, *, bodies: float, joints: int, device: torch.device) -> int:
     """Samples that a rank takes at once: the recipe's number, or as many as fit.
 
-    Fitting is half of the device's memory, and `_ROOM` at most; the rank's share of the batch is
-    then cut into equal pieces.
+    Fitting is half of the device's memory, on a CPU `_ROOM` at most; the rank's share of the batch
+    is then cut into equal pieces. On a GPU pieces should be few: to draw views takes some 3,000
+    short operations a piece, whose start takes longer than their work.
     """
     if recipe.train.micro_batch:
         return recipe.train.micro_batch
     share = max(recipe.train.batch // distributed.world(), 1)
-    room = min(memory_of(device) / 2, _ROOM) - _fixed(recipe, joints)
+    half = memory_of(device) / 2
+    room = (min(half, _ROOM) if device.type == "cpu" else half) - _fixed(recipe, joints)
     fitting = max(int(room / _of_a_sample(recipe, bodies, joints)), 1)
     return math.ceil(share / math.ceil(share / fitting))
 

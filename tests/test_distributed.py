@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -319,3 +320,23 @@ def test_a_signal_to_one_rank_saves_once_and_stops_both(data: Path, tmp_path: Pa
     assert out.count("stopped and saved") == 1, out
     done = max(int(path.name) for path in (tmp_path / "run" / "checkpoints").iterdir())
     assert done == len(read_metrics(tmp_path / "run"))
+
+
+def test_a_ranks_gpu_becomes_the_current_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"RANK": "1", "WORLD_SIZE": "2", "MASTER_PORT": "1"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("MASTER_ADDR", "localhost")
+    chosen: list[torch.device] = []
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+
+    def join(backend: str, timeout: timedelta) -> None:
+        assert len(chosen) == 1
+        raise UserError("far enough")
+
+    monkeypatch.setattr(torch.distributed, "init_process_group", join)
+    with (
+        pytest.raises(UserError, match="far enough"),
+        distributed.process_group(torch.device("cuda", 1), 5),
+    ):
+        pass
+    assert chosen == [torch.device("cuda", 1)]

@@ -31,7 +31,7 @@ def koleo(features_ND: Tensor, sample_N: Tensor) -> Tensor:
         _, same = torch.unique(unit_ND, dim=0, return_inverse=True)
         barred = (sample_N[:, None] == sample_N) | (same[:, None] == same)
         nearest = similarity.masked_fill(barred, -2).argmax(1)
-        paired = ~barred.all(1)
+        paired = (~barred.all(1)).nonzero().squeeze(1)
     distance = torch.linalg.vector_norm(unit_ND[paired] - unit_ND[nearest[paired]], dim=-1)
     weight_N, samples = mean_weights(sample_N[paired])
     mean: Tensor = -(torch.log(distance + 1e-8) * weight_N).sum() / max(samples, 1)
@@ -60,8 +60,7 @@ def koleo_gradient(
         sample_M, view_M = gather_rows(sample_N)[0], gather_rows(view_N)[0]
     with torch.enable_grad():
         leaf = all_MD.requires_grad_()
-        value = torch.stack(
-            [koleo(leaf[view_M == view], sample_M[view_M == view]) for view in (0, 1)]
-        ).sum()
+        views = [(view_M == view).nonzero().squeeze(1) for view in (0, 1)]
+        value = torch.stack([koleo(leaf[rows], sample_M[rows]) for rows in views]).sum()
         (gradient,) = torch.autograd.grad(value, leaf)
     return value.detach(), gradient[first : first + len(features_ND)]

@@ -62,7 +62,7 @@ def log_column_scaling(
         mass_K = torch.zeros_like(log_K)
         for _, kernel_nK in _kernels(teacher_NP, directions_KP, temperature, log_K, chunk, cells):
             if iteration == 0:  # columns first: rows are not scaled yet
-                mass_K += kernel_nK.sum(0)
+                mass_K += kernel_nK.sum(0, dtype=log_K.dtype)
             else:
                 row_n = 1 / kernel_nK.sum(1, dtype=log_K.dtype)
                 mass_K += row_n.to(kernel_nK.dtype) @ kernel_nK

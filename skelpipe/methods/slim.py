@@ -48,6 +48,7 @@ class Part:
 
     Attributes:
         globals_, locals_: Of `draw_views`.
+        token_T: View, step and joint of each masked token of the globals.
         sample_B: Number of the sample of each row of the globals, the same on all ranks.
         token_weight_T: Of each masked token of the globals: means over a view's tokens, then over
             a sample's bodies.
@@ -59,6 +60,7 @@ class Part:
 
     globals_: ViewGroup
     locals_: list[ViewGroup]
+    token_T: tuple[Tensor, ...]
     sample_B: Tensor
     token_weight_T: Tensor
     student_P: Tensor
@@ -129,9 +131,9 @@ class SLiM(nn.Module):
         with torch.no_grad():
             with torch.autocast(device.type, enabled=False):  # metres stay float32
                 parts = [self._part(batch) for batch in batches]
-            classes, patches = self._teach(parts, self.teacher_temperature(progress))
             counts = torch.tensor([part.groups for part in parts], device=device).sum(0)
             mask_groups, pair_groups = distributed.sum_over_ranks(counts).clamp(min=1)
+            classes, patches = self._teach(parts, self.teacher_temperature(progress))
 
         ahead = self._koleo_ahead(parts)
         sums: dict[str, Tensor] = {}
@@ -141,7 +143,7 @@ class SLiM(nn.Module):
             if patches is not None:
                 terms["mfm"] = self._match(
                     self.student.patch_head,
-                    tokens.patch_BSJD[part.globals_.mask_BSJ],
+                    tokens.patch_BSJD[part.token_T],
                     patches,
                     patches.rows[number],
                     part.token_weight_T / mask_groups,
@@ -184,10 +186,13 @@ class SLiM(nn.Module):
         """Draw the views of a micro-batch, and weigh what will be compared in them."""
         bodies, globals_, locals_ = self.views(batch)
         sample_B = bodies.sample_B[globals_.body_B]
+        token_T = globals_.mask_BSJ.nonzero(as_tuple=True)
         masked_B = globals_.mask_BSJ.flatten(1).sum(1)
-        learns = masked_B > 0
+        learns = masked_B.nonzero().squeeze(1)
         weight_B, mask_groups = mean_weights((sample_B * 2 + globals_.view_B)[learns])
-        token_weight_T = (weight_B / masked_B[learns]).repeat_interleave(masked_B[learns])
+        token_weight_T = (weight_B / masked_B[learns]).repeat_interleave(
+            masked_B[learns], output_size=len(token_T[0])
+        )
 
         body = torch.cat([globals_.body_B, *(group.body_B for group in locals_)])
         view = torch.cat([globals_.view_B, *(group.view_B for group in locals_)])
@@ -199,13 +204,15 @@ class SLiM(nn.Module):
         )
         teacher = place[body, anchor]
         student_P = (teacher >= 0).nonzero().squeeze(1)  # the body is in the anchor too
-        views = 2 + sum(len(group.view_B.unique()) for group in locals_)
+        spec = self.recipe.views
+        views = 2 + spec.anchors * spec.crops * len(spec.local)
         pair_weight_P, pair_groups = mean_weights(
             bodies.sample_B[body[student_P]] * views + view[student_P]
         )
         return Part(
             globals_=globals_,
             locals_=locals_,
+            token_T=token_T,
             sample_B=batch.row_N[sample_B],
             token_weight_T=token_weight_T,
             student_P=student_P,
@@ -228,8 +235,7 @@ class SLiM(nn.Module):
             if settings.contrast_weight:
                 rows["class"].append(self.teacher.class_head(tokens.class_BD))
             if settings.mask_weight:
-                masked_TD = tokens.patch_BSJD[part.globals_.mask_BSJ]
-                rows["patch"].append(self.teacher.patch_head(masked_TD))
+                rows["patch"].append(self.teacher.patch_head(tokens.patch_BSJD[part.token_T]))
 
         def assign(head: PrototypeHead, parts: list[Tensor]) -> Taught | None:
             if not parts:
@@ -285,6 +291,7 @@ class SLiM(nn.Module):
             return None
         with torch.no_grad():
             features = [self._see(part.globals_)[1] for part in parts]
+        torch.clear_autocast_cache()  # older torch would use weights cast here, without gradients
         value, pull_BD = koleo_gradient(
             torch.cat(features),
             torch.cat([part.sample_B for part in parts]),
@@ -329,7 +336,7 @@ def _target_statistics(taught: Taught, parts: Sequence[Tensor]) -> tuple[Tensor,
     entropy, mass_K = prototypes.target_entropy(
         rows_NP, taught.directions_KP, taught.temperature, taught.log_scaling_K
     )
-    total = torch.cat([entropy[None], mass_K, entropy.new_tensor([len(rows_NP)])])
+    total = torch.cat([entropy[None], mass_K, entropy.new_full((1,), len(rows_NP))])
     total = distributed.sum_over_ranks(total)
     total = total[:-1] / total[-1].clamp(min=1)
     return total[0], total[1:]

@@ -144,7 +144,7 @@ def fold_bodies(batch: Batch, absent_body: Literal["skip", "zeros", "copy"] = "s
             NTU-60) or a copy of the first (MAMP on NTU-120).
     """
     count_N = batch.bodies_N if absent_body == "skip" else batch.bodies_N.clamp(min=2)
-    sample_B = torch.repeat_interleave(count_N)
+    sample_B = torch.repeat_interleave(count_N, output_size=int(count_N.sum()))
     first_B = (count_N.cumsum(0) - count_N)[sample_B]
     number_B = torch.arange(len(sample_B), device=sample_B.device) - first_B
     exists_B = number_B < batch.bodies_N[sample_B]
@@ -226,7 +226,7 @@ def tabulate(batch: Batch, bodies: Bodies) -> Table:
     """The table of a batch's frames."""
     rows_N = batch.bodies_N * batch.frames_N
     own_N = rows_N.cumsum(0) - rows_N
-    shift_R = torch.repeat_interleave(batch.start_N - own_N, rows_N)
+    shift_R = torch.repeat_interleave(batch.start_N - own_N, rows_N, output_size=int(rows_N.sum()))
     row_R = torch.arange(len(shift_R), device=shift_R.device) + shift_R
     x_CRJ = batch.flat_RJC.new_zeros(3, len(row_R) + 1, batch.flat_RJC.shape[1])
     x_CRJ[:, :-1] = batch.flat_RJC.index_select(0, row_R).movedim(-1, 0)

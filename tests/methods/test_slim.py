@@ -3,6 +3,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import torch
 from builders import KINECT, Poses, batch_of, mixed_samples, recording, tiny_recipe
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from skelpipe.config import Recipe
 from skelpipe.errors import UserError
@@ -626,6 +628,55 @@ def test_what_has_no_weight_is_not_told() -> None:
     told = method.learn([batch_of(mixed_samples())], 0.3)
     assert told.keys() == {"loss", "mfm", "patch_entropy"}
     assert all(p.grad is None for p in method.student.class_head.parameters())
+
+
+def test_weights_cast_without_gradients_are_not_used_with_them() -> None:
+    """Autocast keeps what it has cast, and KoLeo's neighbours are found without gradients."""
+    batches = [batch_of(mixed_samples()), batch_of([recording(seed, 30) for seed in range(20, 24)])]
+    found = []
+    for kept in (True, False):
+        method = method_of()
+        with torch.autocast("cpu", dtype=torch.bfloat16, cache_enabled=kept):
+            method.learn(batches, 0.1)
+        found.append({name: own.grad for name, own in method.student.named_parameters()})
+    for name, gradient in found[0].items():
+        expected = found[1][name]
+        assert gradient is not None, name
+        assert expected is not None, name
+        assert float((gradient - expected).norm()) < 0.05 * float(expected.norm()), name
+
+
+class Waits(TorchDispatchMode):
+    """Counts the operations whose result a host must have before it can go on."""
+
+    sizes = ("item", "_local_scalar_dense", "nonzero", "_unique2", "unique_dim", "masked_select")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        name = func.overloadpacket.__name__
+        places = args[1] if name in ("index", "index_put", "_index_put_impl_") else ()
+        masks = [one for one in places if isinstance(one, Tensor) and one.dtype == torch.bool]
+        sizeless = name == "repeat_interleave" and not (kwargs or {}).get("output_size")
+        self.count += name in self.sizes or sizeless or len(masks)
+        return func(*args, **(kwargs or {}))
+
+
+def test_a_host_waits_for_a_device_only_while_views_are_drawn(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A host that waits queues no work: the device idles after each micro-batch's encoder."""
+    method = method_of("loss.koleo_weight=0")
+    batches = [batch_of(mixed_samples())] * 3
+    parts = iter([method._part(batch) for batch in batches])
+    monkeypatch.setattr(method, "_part", lambda batch: next(parts))
+    with Waits() as waits:
+        method.learn(batches, 0.1)
+    assert waits.count == 0
 
 
 def train_steps(recipe: Recipe, steps: int) -> list[float]:
