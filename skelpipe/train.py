@@ -185,9 +185,8 @@ def train(
                     distributed.first_rank_alone(partial(save, place))
                 raise RunInterrupted
             assert batch is not None
-            parts = [_typed(part, recipe) for part in batch.split(micro)]
             try:
-                values = take_step(method, optimiser, parts, step, total)
+                values = take_step(method, optimiser, _typed(batch, recipe), micro, step, total)
             except NotFinite as bad:
                 raise _not_finite(bad.values, step, loader.keys(epoch, epoch_step)) from bad
             step += 1
@@ -231,13 +230,19 @@ class NotFinite(Exception):  # noqa: N818 -- told to the user with the samples' 
 
 
 def take_step(
-    method: SLiM, optimiser: torch.optim.Optimizer, parts: list[Batch], step: int, total: int
+    method: SLiM,
+    optimiser: torch.optim.Optimizer,
+    batch: Batch,
+    micro: int,
+    step: int,
+    total: int,
 ) -> Record:
-    """Learn from one global batch, of which ``parts`` are this rank's micro-batches.
+    """Learn from one global batch.
 
     Args:
         method, optimiser: What learns, changed in place.
-        parts: With the keys of their draws.
+        batch: This rank's part of it.
+        micro: Samples at once.
         step: Steps done before, of ``total``.
 
     Returns:
@@ -246,11 +251,11 @@ def take_step(
     Raises:
         NotFinite: Before anything has changed.
     """
-    recipe, device = method.recipe, parts[0].key_N.device
+    recipe, device = method.recipe, batch.key_N.device
     optimiser.zero_grad(set_to_none=True)
     bf16 = recipe.train.precision == "bf16"
     with torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16):
-        losses = method.learn(parts, step / total)
+        losses = method.learn(batch, step / total, micro)
     values = dict(zip(losses, torch.stack(list(losses.values())).tolist(), strict=True))
     if not math.isfinite(values["loss"]):
         raise NotFinite(values)

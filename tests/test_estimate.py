@@ -8,18 +8,18 @@ from skelpipe.config import load_recipe
 from skelpipe.estimate import micro_batch
 
 
-def test_a_gpu_takes_few_large_micro_batches(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(estimate, "memory_of", lambda device: int(80e9))
+@pytest.mark.parametrize(("memory", "pieces"), [(8e9, 30), (24e9, 7), (80e9, 7)])
+def test_a_micro_batch_fits_the_device(
+    monkeypatch: pytest.MonkeyPatch, memory: float, pieces: int
+) -> None:
+    monkeypatch.setattr(estimate, "memory_of", lambda device: int(memory))
     recipe = load_recipe("slim", ["train.precision=bf16"])
+    size = micro_batch(recipe, bodies=1.22, joints=25, device=torch.device("cuda"))
+    needed = estimate._fixed(recipe, 25) + size * estimate._of_a_sample(recipe, 1.22, 25)
+    assert needed < min(memory, 16e9)
+    assert -(-recipe.train.batch // size) == pieces
 
-    def of(device: str) -> tuple[int, float]:
-        size = micro_batch(recipe, bodies=1.22, joints=25, device=torch.device(device))
-        needed = estimate._fixed(recipe, 25) + size * estimate._of_a_sample(recipe, 1.22, 25)
-        return -(-recipe.train.batch // size), needed
 
-    pieces, needed = of("cuda")
-    assert pieces == 3
-    assert needed < 40e9
-    pieces, needed = of("cpu")
-    assert pieces == 10
-    assert needed < 12e9
+def test_a_recipe_may_name_its_micro_batch() -> None:
+    recipe = load_recipe("slim", ["train.micro_batch=5"])
+    assert micro_batch(recipe, bodies=1.0, joints=25, device=torch.device("cpu")) == 5

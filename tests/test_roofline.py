@@ -198,7 +198,7 @@ def test_a_real_step_takes_the_operations_that_are_told() -> None:
     recipe = RECIPES["tiny"]
     method = SLiM(recipe, KINECT)
     batch = batch_of([recording(number, 60) for number in range(16)])
-    counted = count(lambda: method.learn([batch], 0.5)).products
+    counted = count(lambda: method.learn(batch, 0.5)).products
     told = sum(row.flop for row in step_rows(recipe, samples=16, bodies=1, joints=JOINTS))
     # How many tokens are masked is drawn, and the targets' entropy makes a chunk of logits more.
     assert counted == pytest.approx(told, rel=0.05)

@@ -271,9 +271,9 @@ def test_a_nan_stops_with_step_and_keys_before_it_spreads(
     methods: list[SLiM] = []
     plain = SLiM.learn
 
-    def poisoned(self: SLiM, batches: Any, progress: float) -> dict[str, torch.Tensor]:
+    def poisoned(self: SLiM, *how: Any) -> dict[str, torch.Tensor]:
         methods.append(self)
-        found = plain(self, batches, progress)
+        found = plain(self, *how)
         if len(methods) == 5 and where == "loss":
             found["loss"] = found["loss"] * math.nan
         if len(methods) == 5 and where == "gradient":
@@ -384,9 +384,9 @@ def test_forty_steps_are_twenty_and_a_kill_and_twenty(
     seen: list[list[int]] = []
     plain = SLiM.learn
 
-    def noted(self: SLiM, batches: Any, progress: float) -> dict[str, torch.Tensor]:
-        seen.append([row for batch in batches for row in batch.row_N.tolist()])
-        return plain(self, batches, progress)
+    def noted(self: SLiM, batch: Batch, *how: Any) -> dict[str, torch.Tensor]:
+        seen.append(batch.row_N.tolist())
+        return plain(self, batch, *how)
 
     monkeypatch.setattr(SLiM, "learn", noted)
     whole = start_run(tmp_path / "whole", tiny_recipe(*changes), data, seed=1)

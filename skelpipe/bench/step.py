@@ -131,11 +131,10 @@ def step(recipe: Recipe, device: torch.device, *, steps: int = 5, compiled: bool
         torch.cuda.reset_peak_memory_stats(device)
 
     def whole(number: int) -> None:
-        take_step(method, optimiser, next(loader).split(micro), number, steps + 2)
+        take_step(method, optimiser, next(loader), micro, number, steps + 2)
 
     def inputs(number: int) -> None:
-        for part in next(loader).split(micro):
-            method.views(part)
+        method.views(next(loader))
 
     for number in range(2):
         whole(number)

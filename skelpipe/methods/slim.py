@@ -107,17 +107,19 @@ class SLiM(nn.Module):
         share = self.recipe.loss.teacher_warmup
         return last if progress >= share else first + (last - first) * progress / share
 
-    def learn(self, batches: Sequence[Batch], progress: float) -> dict[str, Tensor]:
+    def learn(self, batch: Batch, progress: float, micro: int | None = None) -> dict[str, Tensor]:
         """Add the gradient of a global batch's objective to the student's, and tell its losses.
 
-        The batches are this rank's part of the global batch, in micro-batches. However it is
-        divided, the losses are the same and the gradients add up to the same over the ranks: all
-        views are drawn and the teacher sees them before the student learns, so that its targets,
-        KoLeo's neighbours and the numbers that means divide by are of the global batch.
+        The batch is this rank's part of the global batch, from which the student learns in
+        micro-batches. However it is divided, the losses are the same and the gradients add up to
+        the same over the ranks: all views are drawn and the teacher sees them before the student
+        learns, so that its targets, KoLeo's neighbours and the numbers that means divide by are of
+        the global batch.
 
         Args:
-            batches: Micro-batches with the keys of their draws.
+            batch: Samples with the keys of their draws.
             progress: Share of the run done, in [0, 1].
+            micro: Samples at once; all where None.
 
         Returns:
             "loss" (Eq. 7 and KoLeo, to be minimised) and its terms, of the global batch: "mfm"
@@ -127,10 +129,10 @@ class SLiM(nn.Module):
             alike). What belongs to a term of weight 0 is left out.
         """
         settings = self.recipe.loss
-        device = batches[0].key_N.device
+        device = batch.key_N.device
         with torch.no_grad():
             with torch.autocast(device.type, enabled=False):  # metres stay float32
-                parts = [self._part(batch) for batch in batches]
+                parts = self._parts(batch, micro or len(batch))
             counts = torch.tensor([part.groups for part in parts], device=device).sum(0)
             mask_groups, pair_groups = distributed.sum_over_ranks(counts).clamp(min=1)
             classes, patches = self._teach(parts, self.teacher_temperature(progress))
@@ -182,9 +184,27 @@ class SLiM(nn.Module):
             "koleo": settings.koleo_weight,
         }
 
-    def _part(self, batch: Batch) -> Part:
-        """Draw the views of a micro-batch, and weigh what will be compared in them."""
+    def _parts(self, batch: Batch, micro: int) -> list[Part]:
+        """Draw all views at once, since their many small operations cost by the call, and cut."""
         bodies, globals_, locals_ = self.views(batch)
+        groups = [globals_, *locals_]
+        edge_M = torch.arange(0, len(batch) + micro, micro, device=bodies.sample_B.device)
+        body_M = torch.searchsorted(bodies.sample_B, edge_M)
+        rows = torch.stack([torch.searchsorted(views.body_B, body_M) for views in groups]).tolist()
+        return [
+            self._part(
+                batch,
+                bodies,
+                *(
+                    views[first[part] : first[part + 1]]
+                    for views, first in zip(groups, rows, strict=True)
+                ),
+            )
+            for part in range(len(edge_M) - 1)
+        ]
+
+    def _part(self, batch: Batch, bodies: Bodies, globals_: ViewGroup, *locals_: ViewGroup) -> Part:
+        """Weigh what will be compared in the views of a micro-batch."""
         sample_B = bodies.sample_B[globals_.body_B]
         token_T = globals_.mask_BSJ.nonzero(as_tuple=True)
         masked_B = globals_.mask_BSJ.flatten(1).sum(1)
@@ -211,7 +231,7 @@ class SLiM(nn.Module):
         )
         return Part(
             globals_=globals_,
-            locals_=locals_,
+            locals_=list(locals_),
             token_T=token_T,
             sample_B=batch.row_N[sample_B],
             token_weight_T=token_weight_T,

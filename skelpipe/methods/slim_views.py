@@ -49,6 +49,15 @@ class ViewGroup:
     view_B: Tensor
     anchor_B: Tensor
 
+    def __getitem__(self, rows: slice) -> ViewGroup:
+        return ViewGroup(
+            self.x_BWJC[rows],
+            self.mask_BSJ[rows],
+            self.body_B[rows],
+            self.view_B[rows],
+            self.anchor_B[rows],
+        )
+
 
 def draw_views(
     batch: Batch, recipe: Recipe, topology: Topology, subsets: Subsets

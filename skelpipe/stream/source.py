@@ -8,7 +8,7 @@ each read for a mapped one; the index is checked against the card.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -58,18 +58,6 @@ class Batch:
 
     def __len__(self) -> int:
         return len(self.start_N)
-
-    def split(self, size: int) -> list[Batch]:
-        """The same samples as micro-batches of at most ``size``, over the same rows."""
-        parts = {
-            field.name: getattr(self, field.name).split(size)
-            for field in fields(self)
-            if field.name.endswith("_N")
-        }
-        return [
-            replace(self, **dict(zip(parts, values, strict=True)))
-            for values in zip(*parts.values(), strict=True)
-        ]
 
 
 class Source(Protocol):

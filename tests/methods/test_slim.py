@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 import numpy as np
@@ -185,7 +185,7 @@ def literal_losses(method: SLiM, batch: Batch, progress: float) -> dict[str, flo
 def test_losses_equal_a_literal_recomputation(changes: tuple[str, ...], progress: float) -> None:
     method = method_of(*changes)
     batch = batch_of(mixed_samples())
-    found = method.learn([batch], progress)
+    found = method.learn(batch, progress)
     wanted = literal_losses(method, batch, progress)
     assert found.keys() == wanted.keys()
     for name, value in wanted.items():
@@ -455,29 +455,29 @@ def test_a_body_absent_from_a_whole_view_is_left_out_of_it() -> None:
         assert bool((group.x_BWJC != 0).flatten(1).any(1).all())
     rows = sum(len(group.body_B) for group in (globals_, *locals_))
     assert rows < 3 * 10  # the second body is in few of its ten views
-    assert math.isfinite(method.learn([batch_of(samples)], 0.2)["loss"].item())
+    assert math.isfinite(method.learn(batch_of(samples), 0.2)["loss"].item())
 
 
 def test_a_sample_weighs_the_same_with_one_body_or_two_alike() -> None:
     method = method_of("mask.local_probability=0.0", "loss.clean_pass=true")
     poses = [recording(seed, 60) for seed in range(4)]
-    once = method.learn([batch_of(poses)], 0.2)
+    once = method.learn(batch_of(poses), 0.2)
     doubled = [poses[0], np.concatenate([poses[1], poses[1]]), *poses[2:]]
     # With uniform targets, which doubled rows do not shift, a double must change nothing.
     with torch.no_grad():
         for network in (method.student, method.teacher):
             network.class_head.prototypes.copy_(network.class_head.prototypes[:1].expand(12, -1))
-    uniform = method.learn([batch_of(poses)], 0.2)["glcl"].item()
-    assert method.learn([batch_of(doubled)], 0.2)["glcl"].item() == pytest.approx(uniform)
+    uniform = method.learn(batch_of(poses), 0.2)["glcl"].item()
+    assert method.learn(batch_of(doubled), 0.2)["glcl"].item() == pytest.approx(uniform)
     assert uniform == pytest.approx(chance_loss(method.recipe), rel=1e-5)
     assert once["koleo"].item() == pytest.approx(
-        method.learn([batch_of(doubled)], 0.2)["koleo"].item(), rel=1e-4
+        method.learn(batch_of(doubled), 0.2)["koleo"].item(), rel=1e-4
     )
 
 
 def test_the_teacher_gets_no_gradient_and_the_student_all() -> None:
     method = method_of()
-    method.learn([batch_of(mixed_samples())], 0.1)
+    method.learn(batch_of(mixed_samples()), 0.1)
     assert all(p.grad is None and not p.requires_grad for p in method.teacher.parameters())
     for name, parameter in method.student.named_parameters():
         assert parameter.grad is not None, name
@@ -486,7 +486,7 @@ def test_the_teacher_gets_no_gradient_and_the_student_all() -> None:
 
 
 def test_what_is_told_carries_no_gradient() -> None:
-    found = method_of().learn([batch_of(mixed_samples())], 0.1)
+    found = method_of().learn(batch_of(mixed_samples()), 0.1)
     assert not any(value.requires_grad for value in found.values())
 
 
@@ -496,7 +496,7 @@ def test_only_masked_tokens_pass_the_patch_heads() -> None:
     rows: list[int] = []
     for network in (method.student, method.teacher):
         network.patch_head.register_forward_hook(lambda _, given, out: rows.append(len(given[0])))
-    method.learn([batch], 0.1)
+    method.learn(batch, 0.1)
     _, globals_, _ = method.views(batch)
     assert rows == [int(globals_.mask_BSJ.sum())] * 2
 
@@ -511,7 +511,7 @@ def test_the_teacher_sees_no_mask_and_no_local_view() -> None:
 
     method.teacher.encoder.register_forward_hook(note)
     batch = batch_of(mixed_samples())
-    method.learn([batch], 0.1)
+    method.learn(batch, 0.1)
     assert seen == [tuple(method.views(batch)[1].x_BWJC.shape)]
 
 
@@ -551,7 +551,7 @@ def test_the_initial_class_loss_is_near_chance() -> None:
     torch.manual_seed(0)
     recipe = tiny_recipe("head.prototypes=4096", "head.bottleneck=256")
     method = SLiM(recipe, KINECT)
-    found = method.learn([batch_of(mixed_samples())], 0.0)["glcl"].item()
+    found = method.learn(batch_of(mixed_samples()), 0.0)["glcl"].item()
     assert found == pytest.approx(chance_loss(recipe), rel=0.04)
 
 
@@ -560,9 +560,9 @@ def test_coordinates_stay_float32_under_autocast() -> None:
     batch = batch_of(mixed_samples())
     given: list[Tensor] = []
     method.student.encoder.register_forward_pre_hook(lambda _, args: given.append(args[0]))
-    full = method.learn([batch], 0.1)
+    full = method.learn(batch, 0.1)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        half = method.learn([batch], 0.1)
+        half = method.learn(batch, 0.1)
     count = len(given) // 2
     for exact, cast in zip(given[:count], given[count:], strict=True):
         assert cast.dtype == torch.float32
@@ -570,9 +570,18 @@ def test_coordinates_stay_float32_under_autocast() -> None:
     assert half["loss"].item() == pytest.approx(full["loss"].item(), rel=0.02)
 
 
-def gradients(method: SLiM, batches: list[Batch]) -> tuple[dict[str, float], dict[str, Tensor]]:
+def parts_of(batch: Batch, size: int) -> list[Batch]:
+    """Batches of a few of the samples each."""
+    names = [field.name for field in fields(Batch) if field.name.endswith("_N")]
+    chunks = zip(*(getattr(batch, name).split(size) for name in names), strict=True)
+    return [replace(batch, **dict(zip(names, values, strict=True))) for values in chunks]
+
+
+def gradients(
+    method: SLiM, batch: Batch, micro: int | None = None
+) -> tuple[dict[str, float], dict[str, Tensor]]:
     method.student.zero_grad()
-    told = method.learn(batches, 0.3)
+    told = method.learn(batch, 0.3, micro)
     found = {
         name: parameter.grad.clone()
         for name, parameter in method.student.named_parameters()
@@ -598,8 +607,8 @@ def test_micro_batches_learn_what_the_whole_batch_does(changes: tuple[str, ...],
     method = method_of(*changes).double()
     batch = batch_of(mixed_samples())
     batch = replace(batch, flat_RJC=batch.flat_RJC.double())
-    told, wanted = gradients(method, [batch])
-    parts, found = gradients(method, batch.split(size))
+    told, wanted = gradients(method, batch)
+    parts, found = gradients(method, batch, size)
     assert parts.keys() == told.keys()
     for name, value in told.items():
         if name != "patch_entropy":  # of a chunk a micro-batch
@@ -612,32 +621,32 @@ def test_micro_batches_learn_what_the_whole_batch_does(changes: tuple[str, ...],
 def test_koleo_may_keep_to_what_a_device_holds() -> None:
     changes = ("loss.mask_weight=0.0", "loss.contrast_weight=0.0", "loss.koleo_weight=1.0")
     method = method_of(*changes, "loss.koleo_scope=local")
-    parts = batch_of(mixed_samples()).split(2)
-    told, found = gradients(method, parts)
-    each = [gradients(method, [part]) for part in parts]
+    batch = batch_of(mixed_samples())
+    told, found = gradients(method, batch, 2)
+    each = [gradients(method, part) for part in parts_of(batch, 2)]
     assert told["koleo"] == pytest.approx(mean(value["koleo"] for value, _ in each), rel=1e-5)
     name = "encoder.patch.weight"
     wanted = torch.stack([gradient[name] for _, gradient in each]).mean(0)
     assert torch.allclose(found[name], wanted, rtol=1e-4, atol=1e-6)
-    whole = gradients(method_of(*changes), parts)[0]["koleo"]
+    whole = gradients(method_of(*changes), batch, 2)[0]["koleo"]
     assert whole != pytest.approx(told["koleo"], rel=1e-3)  # neighbours lie in other parts too
 
 
 def test_what_has_no_weight_is_not_told() -> None:
     method = method_of("loss.contrast_weight=0.0", "loss.koleo_weight=0.0", "views.crops=0")
-    told = method.learn([batch_of(mixed_samples())], 0.3)
+    told = method.learn(batch_of(mixed_samples()), 0.3)
     assert told.keys() == {"loss", "mfm", "patch_entropy"}
     assert all(p.grad is None for p in method.student.class_head.parameters())
 
 
 def test_weights_cast_without_gradients_are_not_used_with_them() -> None:
     """Autocast keeps what it has cast, and KoLeo's neighbours are found without gradients."""
-    batches = [batch_of(mixed_samples()), batch_of([recording(seed, 30) for seed in range(20, 24)])]
+    batch = batch_of(mixed_samples() + [recording(seed, 30) for seed in range(20, 24)])
     found = []
     for kept in (True, False):
         method = method_of()
         with torch.autocast("cpu", dtype=torch.bfloat16, cache_enabled=kept):
-            method.learn(batches, 0.1)
+            method.learn(batch, 0.1, 6)
         found.append({name: own.grad for name, own in method.student.named_parameters()})
     for name, gradient in found[0].items():
         expected = found[1][name]
@@ -671,11 +680,12 @@ def test_a_host_waits_for_a_device_only_while_views_are_drawn(
 ) -> None:
     """A host that waits queues no work: the device idles after each micro-batch's encoder."""
     method = method_of("loss.koleo_weight=0")
-    batches = [batch_of(mixed_samples())] * 3
-    parts = iter([method._part(batch) for batch in batches])
-    monkeypatch.setattr(method, "_part", lambda batch: next(parts))
+    batch = batch_of(mixed_samples())
+    parts = method._parts(batch, 2)
+    assert len(parts) == 3
+    monkeypatch.setattr(method, "_parts", lambda *_: parts)
     with Waits() as waits:
-        method.learn(batches, 0.1)
+        method.learn(batch, 0.1, 2)
     assert waits.count == 0
 
 
@@ -691,7 +701,7 @@ def train_steps(recipe: Recipe, steps: int) -> list[float]:
         batch = replace(batch, key_N=batch.key_N + step)
         set_rates(optimiser, recipe, step / steps)
         optimiser.zero_grad()
-        loss = method.learn([batch], step / steps)["loss"]
+        loss = method.learn(batch, step / steps)["loss"]
         torch.nn.utils.clip_grad_norm_(method.student.parameters(), 3.0)
         optimiser.step()
         method.update_teacher((step + 1) / steps)

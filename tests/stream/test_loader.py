@@ -238,18 +238,6 @@ def test_more_ranks_than_samples_are_for_evaluation_alone() -> None:
     assert {int(batch.row_N) for batch in batches[:3]} == {5, 6, 7}
 
 
-def test_micro_batches_share_the_rows(source: Resident) -> None:
-    batch = next(Loader(source, 11, seed=1))
-    parts = batch.split(4)
-    assert [len(part) for part in parts] == [4, 4, 3]
-    for field in fields(Batch):
-        values = [getattr(part, field.name) for part in parts]
-        if field.name.endswith("_N"):
-            assert torch.equal(torch.cat(values), getattr(batch, field.name))
-        else:
-            assert all(value is getattr(batch, field.name) for value in values)
-
-
 @pytest.mark.parametrize("workers", [0, 1, 3])
 def test_what_fails_fails_at_its_batch(workers: int) -> None:
     order, bad = permutation(40, 2, 0).tolist(), 9
