@@ -67,9 +67,8 @@ def bench(
     many. `damage` makes 2,000 faults in a small set and counts who finds them: `skelpipe verify`,
     our loader, plain webdataset. `flops` measures nothing: it counts the operations of SLiM and of
     the masked autoencoders of its Table 1. `prototypes` measures the losses over 65,536 prototypes
-    (minutes and 12 GB of memory on a CPU), `step` a whole training step, with the encoder compiled
-    and not, beside a roofline. `all` is prepare, stream and views. Everything is written to a
-    temporary folder and removed.
+    (minutes and 12 GB of memory on a CPU), `step` a whole training step, beside a roofline. `all`
+    is prepare, stream and views. Everything is written to a temporary folder and removed.
 
     Examples:
 
@@ -77,7 +76,7 @@ def bench(
 
         skelpipe bench prepare --recordings 1000      (steadier on a busy machine)
 
-        skelpipe bench step --recipe slim --set train.batch=768 --set train.micro_batch=96
+        skelpipe bench step --recipe slim --set train.micro_batch=96 --set train.compile=true
     """
     from skelpipe.bench.measure import machine
 
@@ -143,7 +142,7 @@ def _show_prototypes(rows: int, device: torch.device, precision: str | None) -> 
 def _show_step(
     name: str | None, changes: list[str], device: torch.device, precision: str | None
 ) -> None:
-    """Times of a step, eager and compiled, and where they would lie on this device at best."""
+    """Time and memory of a step, and the least time that this device allows."""
     from skelpipe.bench.measure import machine
     from skelpipe.bench.step import step
     from skelpipe.config import load_recipe
@@ -153,51 +152,42 @@ def _show_step(
     precision = precision or ("bf16" if on_gpu else "float32")
     recipe = load_recipe(name, [f"train.precision={precision}", *changes])
     console.print(machine(device), soft_wrap=True)
-    found = []
-    for compiled in (False, True):
-        with console.status(f"measuring a step{' compiled' if compiled else ''}"):
-            try:
-                found.append(step(recipe, device, compiled=compiled))
-            except RuntimeError as error:  # of the compiler: it needs one for C++, or Triton
-                if not compiled:
-                    raise
-                console.print(f"compiled: not here ({type(error).__name__})")
-    first = found[0]
+    with console.status("measuring a step"):
+        found = step(recipe, device)
     console.print(
-        f"recipe {name}, batch {recipe.train.batch}, micro-batch {first.micro_batch}, {precision}; "
-        f"peaks measured here: {first.peaks.flop_per_s / 1e12:.3g} TFLOP/s, "
-        f"{first.peaks.bytes_per_s / 1e9:.4g} GB/s",
+        f"recipe {name}, batch {recipe.train.batch}, micro-batch {found.micro_batch}, {precision}; "
+        f"peaks measured here: {found.peaks.flop_per_s / 1e12:.3g} TFLOP/s, "
+        f"{found.peaks.bytes_per_s / 1e9:.4g} GB/s",
         soft_wrap=True,
     )
     roof = Table(title="roofline of a step", title_justify="left")
     for column in ("what", "TFLOP", "GB", "least ms"):
         roof.add_column(column, justify="left" if column == "what" else "right")
-    for row in first.work:
-        least = f"{1e3 * row.least_seconds(first.peaks):.1f}"
+    for row in found.work:
+        least = f"{1e3 * row.least_seconds(found.peaks):.1f}"
         roof.add_row(row.what, f"{row.flop / 1e12:.3f}", f"{row.bytes / 1e9:.2f}", least)
-    total_bytes = sum(row.bytes for row in first.work)
-    least = f"{1e3 * first.least_seconds:.1f}"
-    roof.add_row("all", f"{first.flop / 1e12:.3f}", f"{total_bytes / 1e9:.2f}", least)
+    total_bytes = sum(row.bytes for row in found.work)
+    least = f"{1e3 * found.least_seconds:.1f}"
+    roof.add_row("all", f"{found.flop / 1e12:.3f}", f"{total_bytes / 1e9:.2f}", least)
     console.print(roof)
     times = Table(title="measured", title_justify="left")
-    for column in ("encoder", "ms", "of it input", "times least", "of peak", "GB", "hours"):
-        times.add_column(column, justify="left" if column == "encoder" else "right")
-    for one in found:
-        peak = one.nominal or one.peaks.flop_per_s
-        times.add_row(
-            "compiled" if one.compiled else "eager",
-            f"{1e3 * one.seconds:.1f}",
-            f"{100 * one.input_seconds / one.seconds:.1f} %",
-            f"{one.seconds / one.least_seconds:.2f}",
-            f"{100 * one.flop / one.seconds / peak:.1f} %",
-            f"{one.memory / 1e9:.1f}",
-            f"{one.hours:.2f}",
-        )
+    for column in ("step, ms", "input", "times least", "of peak", "memory, GB", "hours"):
+        times.add_column(column, justify="right")
+    peak = found.nominal or found.peaks.flop_per_s
+    times.add_row(
+        f"{1e3 * found.seconds:.1f}",
+        f"{100 * found.input_seconds / found.seconds:.1f} %",
+        f"{found.seconds / found.least_seconds:.2f}",
+        f"{100 * found.flop / found.seconds / peak:.1f} %",
+        f"{found.memory / 1e9:.1f}",
+        f"{found.hours:.2f}",
+    )
     console.print(times)
     console.print(
-        f"hours: {first.epochs} epochs of NTU RGB+D 60 cross-subject, {first.steps_per_epoch} "
-        f"steps each. Of peak: of {'the data sheet' if first.nominal else 'the measured peak'}. "
-        f"GB: most allocated {'on the device' if on_gpu else 'by the process'}.",
+        f"hours: {found.epochs} epochs of NTU RGB+D 60 cross-subject, {found.steps_per_epoch} "
+        f"steps each. Of peak: of {'the data sheet' if found.nominal else 'the measured peak'}. "
+        f"Memory: most allocated {'on the device' if on_gpu else 'by the process'}. "
+        f"Input: reading a batch and drawing its views.",
         soft_wrap=True,
     )
 

@@ -71,7 +71,7 @@ def pretrain(
     ] = None,
     timeout: Annotated[
         float, typer.Option(min=1, help="Seconds after which a silent rank is given up.")
-    ] = 25.0,
+    ] = 20.0,
     yes: Annotated[
         bool, typer.Option("--yes", help="Start even if it will take days or more memory.")
     ] = False,
@@ -175,11 +175,16 @@ def _train(
     folder = data or set_folder(run.data.get("url") or run.data["folder"])
     for warning in run.data["warnings"]:
         show_warning(warning)
-    console.print(f"recipe {run.recipe.name}, data {folder}, run {run.folder}", soft_wrap=True)
+    place_of_data = run.data.get("url") or folder
+    console.print(
+        f"recipe {run.recipe.name}, data {place_of_data}, run {run.folder}", soft_wrap=True
+    )
     start = [int(path.name) for path in complete_checkpoints(run.folder)][-1:]
     total = total_steps(run, folder)
     if start:
         console.print(f"newest checkpoint: step {start[0]} of {total}")
+    elif resume:
+        console.print("no complete checkpoint yet: starting at the first step")
     try:
         validate = online_knn(run, folder, device) if run.recipe.train.knn_every else None
         with ExitStack() as stack:

@@ -69,7 +69,7 @@ class State:
     @property
     def left(self) -> float:
         """Share of pre-training that is to be done."""
-        return 1 - self.step / self.total
+        return 1 - self.step / max(self.total, 1)
 
     @property
     def done(self) -> bool:

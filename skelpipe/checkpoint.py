@@ -88,8 +88,13 @@ def read_run(folder: Path) -> Run:
         recipe = Recipe.model_validate_json((folder / "recipe.json").read_bytes())
         data = read_json(folder / "data.json")
     except ValidationError as error:
+        first = error.errors()[0]
         raise UserError(
-            "the run's recipe is damaged", file=folder / "recipe.json", found=error
+            "the run's recipe is damaged",
+            file=folder / "recipe.json",
+            place=".".join(str(part) for part in first["loc"]),
+            found=first["msg"],
+            remedy="put it back as it was when the run started",
         ) from error
     return Run(folder, recipe, data)
 
@@ -200,6 +205,7 @@ def resume_checkpoint(
     teacher: nn.Module,
     optimiser: torch.optim.Optimizer,
     warn: Callable[[str], None] = lambda text: None,
+    recipe: Recipe | None = None,
 ) -> tuple[Path, dict[str, Any]] | None:
     """Restore the newest complete checkpoint that is not damaged; None where none is complete.
 
@@ -207,6 +213,7 @@ def resume_checkpoint(
         run: The run's folder.
         student, teacher, optimiser: Restored in place.
         warn: Called with the damage of each checkpoint that is passed over.
+        recipe: What the checkpoint must have been saved under, see `check_recipe`.
 
     Returns:
         The checkpoint and its state.
@@ -217,7 +224,7 @@ def resume_checkpoint(
     found = complete_checkpoints(run)
     for checkpoint in reversed(found):
         try:
-            return checkpoint, load_checkpoint(checkpoint, student, teacher, optimiser)
+            return checkpoint, load_checkpoint(checkpoint, student, teacher, optimiser, recipe)
         except DamagedCheckpointError as error:
             if checkpoint == found[0]:
                 raise
@@ -253,14 +260,23 @@ def _flat(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def load_checkpoint(
-    checkpoint: Path, student: nn.Module, teacher: nn.Module, optimiser: torch.optim.Optimizer
+    checkpoint: Path,
+    student: nn.Module,
+    teacher: nn.Module,
+    optimiser: torch.optim.Optimizer,
+    recipe: Recipe | None = None,
 ) -> dict[str, Any]:
     """Restore everything in place; returns the state.
 
     Raises:
         DamagedCheckpointError: A file is not what was saved.
-        UserError: A tensor does not fit the networks; the first one is named.
+        UserError: It was saved under another recipe than this, or a tensor does not fit the
+            networks; the first that differs is named.
     """
+    _check_digest(checkpoint / "state.json")
+    state = read_json(checkpoint / "state.json")
+    if recipe is not None:
+        check_recipe(state, recipe)
     load_network(checkpoint, "student", student)
     load_network(checkpoint, "teacher", teacher)
     path = checkpoint / "optimiser.safetensors"
@@ -280,8 +296,7 @@ def load_checkpoint(
                 )
                 for kind in _MOMENTS
             }
-    _check_digest(checkpoint / "state.json")
-    return read_json(checkpoint / "state.json")
+    return state
 
 
 def load_network(checkpoint: Path, name: str, network: nn.Module) -> None:
@@ -308,6 +323,7 @@ def _read_fitting(path: Path, expected: Mapping[str, torch.Size]) -> dict[str, T
                 place=key,
                 found=found,
                 expected=wanted,
+                remedy="put recipe.json back as it was when the run started",
             )
     return tensors
 

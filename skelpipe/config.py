@@ -381,7 +381,7 @@ def build(model: type[SettingsT], table: dict[str, Any], *, what: str) -> Settin
             f"a setting of {what} does not fit",
             place=key,
             found=first.get("input") if first["loc"] else "",
-            expected=first["msg"],
+            expected=first["msg"].removeprefix("Value error, "),
         ) from error
 
 

@@ -16,6 +16,8 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.rendezvous import rendezvous
 
 from skelpipe.errors import UserError
 
@@ -99,8 +101,7 @@ def process_group(device: torch.device, timeout: float) -> Iterator[None]:
         torch.cuda.set_device(device)  # what names no device must not open the first GPU as well
     try:
         # Ranks start at their own pace: only when all are here does the short timeout apply.
-        dist.init_process_group("gloo", timeout=_PATIENCE)
-        dist.barrier()
+        _meet(launch())
         backend = "nccl" if device.type == "cuda" else "gloo"
         _swift = dist.new_group(backend=backend, timeout=timedelta(seconds=timeout))
         yield
@@ -115,13 +116,30 @@ def process_group(device: torch.device, timeout: float) -> Iterator[None]:
             f"rank {launch().rank} stopped: another rank was lost or does not answer",
             found=str(error).splitlines()[0].rpartition("] ")[2].partition(". ")[0],
             expected=f"an answer within {timeout:g} s",
-            remedy="see what the first rank that failed says; the last checkpoint stands, "
-            "continue with `skelpipe pretrain --resume`",
+            remedy="see what the first rank that failed says; continue with "
+            "`skelpipe pretrain --resume` from the last checkpoint, if there is one",
         ) from error
     finally:
         _swift = None
         if dist.is_initialized():
             dist.destroy_process_group()
+
+
+def _meet(place: Launch) -> None:
+    """Wait for the other ranks of this start of the launch.
+
+    A launcher that starts ranks anew keeps its store, and in it the addresses of ranks that are
+    gone: so the names that ranks meet under have the number of the start before them.
+    """
+    store, _, _ = next(rendezvous("env://", place.rank, place.world, timeout=_PATIENCE))
+    dist.init_process_group(
+        "gloo",
+        store=PrefixStore(f"start {place.restarts}", store),
+        rank=place.rank,
+        world_size=place.world,
+        timeout=_PATIENCE,
+    )
+    dist.barrier()
 
 
 def sum_over_ranks(tensor: Tensor) -> Tensor:

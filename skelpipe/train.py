@@ -25,7 +25,6 @@ from torch import nn
 from skelpipe import distributed
 from skelpipe.checkpoint import (
     Run,
-    check_recipe,
     resume_checkpoint,
     save_checkpoint,
     write_json,
@@ -118,6 +117,20 @@ def train(
             named); a sample that cannot be read, on this or another rank.
         RunInterrupted: A signal asked to stop, on this or another rank.
     """
+    with _stop_signals() as asked:
+        return _train(run, data, device, report, warn, validate, stop_after, asked)
+
+
+def _train(
+    run: Run,
+    data: Path,
+    device: torch.device,
+    report: Callable[[Record], None],
+    warn: Callable[[str], None],
+    validate: Callable[[SLiM], Record] | None,
+    stop_after: int | None,
+    asked: Callable[[], bool],
+) -> Path:
     recipe, folder = run.recipe, run.folder
     card = read_fitting_card(data, recipe.pipeline)
     # The splits of one archive share its data digest.
@@ -135,6 +148,12 @@ def train(
     table = select(data, "train", without=run.data["val_subjects"])
     loader = open_loader(open_source(data, table, device, recipe.train.source), run)
     total = loader.total_steps(recipe.train.epochs)
+    if not total:
+        raise UserError(
+            f"a batch of {loader.batch} is larger than what the run reads in all",
+            found=f"{len(table)} samples, epochs: {recipe.train.epochs}",
+            remedy=f"--batch with at most {len(table) * recipe.train.epochs}, or more epochs",
+        )
     bodies = sum(table["bodies"].to_pylist()) / len(table)
     micro = micro_batch(recipe, bodies=bodies, joints=len(card.topology.joints), device=device)
 
@@ -147,12 +166,11 @@ def train(
     state = _environment(run, card, loader, micro)
     step = 0
     found = resume_checkpoint(
-        folder, method.student, method.teacher, optimiser, warn if alone else _unheard
+        folder, method.student, method.teacher, optimiser, warn if alone else _unheard, recipe
     )
     if found:
         saved_at, saved = found
         _check_state(saved, state, warn if alone else _unheard)
-        check_recipe(saved, recipe)
         step = int(saved["step"])
         loader.epoch, loader.step = int(saved["epoch"]), int(saved["epoch_step"])
     distributed.wait_for_all()
@@ -166,10 +184,7 @@ def train(
         path = save_checkpoint(folder, step, *networks, optimiser, {**state, **place}, keep)
         return str(path)
 
-    with (
-        _metrics(folder, step) if alone else nullcontext(_unheard) as log,
-        _stop_signals() as asked,
-    ):
+    with _metrics(folder, step) if alone else nullcontext(_unheard) as log:
         while step < total:
             began = time.perf_counter()
             epoch, epoch_step = loader.epoch, loader.step

@@ -35,7 +35,6 @@ class Step:
     """What a step took.
 
     Attributes:
-        compiled: Whether the encoder was.
         seconds: Of a step: the median.
         input_seconds: Of those, reading the batch and drawing its views.
         memory: Most bytes allocated on the device; on a CPU, of the process.
@@ -46,7 +45,6 @@ class Step:
         epochs, steps_per_epoch: Of a run on NTU RGB+D 60 cross-subject.
     """
 
-    compiled: bool
     seconds: float
     input_seconds: float
     memory: int
@@ -109,14 +107,13 @@ class Generated:
         return replace(self._all, **chosen, key_N=key_N)
 
 
-def step(recipe: Recipe, device: torch.device, *, steps: int = 5, compiled: bool = False) -> Step:
+def step(recipe: Recipe, device: torch.device, *, steps: int = 5) -> Step:
     """Take steps of a recipe as `skelpipe pretrain` does, on generated samples.
 
     Args:
-        recipe: With its batch, micro-batch and precision.
+        recipe: With its batch, micro-batch and precision; compiled where it says so.
         device: Where.
         steps: Steps to measure, after two that are not.
-        compiled: Compile the encoder by torch.compile.
     """
     topology, dataset = load_topology("kinect_v2"), load_dataset("ntu60")
     joints = len(topology.joints)
@@ -124,7 +121,7 @@ def step(recipe: Recipe, device: torch.device, *, steps: int = 5, compiled: bool
     peaks = measure_peaks(device, DTYPES[recipe.train.precision])
     loader = Loader(Generated(2 * recipe.train.batch, joints, device), recipe.train.batch, 0)
     method = build_method(recipe, topology, 0).to(device)
-    if compiled:
+    if recipe.train.compile:
         compile_blocks(method)
     optimiser = build_optimiser(method.student, recipe)
     if device.type == "cuda":
@@ -146,7 +143,6 @@ def step(recipe: Recipe, device: torch.device, *, steps: int = 5, compiled: bool
     published = dataset.split("xsub").published
     assert published is not None
     return Step(
-        compiled=compiled,
         seconds=seconds,
         input_seconds=input_seconds,
         memory=_most_memory(device),

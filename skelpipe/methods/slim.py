@@ -50,6 +50,7 @@ class Part:
         globals_, locals_: Of `draw_views`.
         token_T: View, step and joint of each masked token of the globals.
         sample_B: Number of the sample of each row of the globals, the same on all ranks.
+        first_V: Of the masked tokens, the first of each view that has any.
         token_weight_T: Of each masked token of the globals: means over a view's tokens, then over
             a sample's bodies.
         student_P, teacher_P: Pairs of class tokens to compare: rows of the student's (globals, then
@@ -62,6 +63,7 @@ class Part:
     locals_: list[ViewGroup]
     token_T: tuple[Tensor, ...]
     sample_B: Tensor
+    first_V: Tensor
     token_weight_T: Tensor
     student_P: Tensor
     teacher_P: Tensor
@@ -124,7 +126,7 @@ class SLiM(nn.Module):
         Returns:
             "loss" (Eq. 7 and KoLeo, to be minimised) and its terms, of the global batch: "mfm"
             (Eq. 4), "glcl" (Eq. 6), "koleo"; and in nats "class_entropy" and "patch_entropy" of
-            the teacher's targets (the latter of a chunk of masked tokens a micro-batch) and
+            the teacher's targets (the latter of the first masked token of each view) and
             "class_spread" (entropy of the class targets' mean; ln K when all prototypes are used
             alike). What belongs to a term of weight 0 is left out.
         """
@@ -170,7 +172,7 @@ class SLiM(nn.Module):
             loss.backward()
             for name, term in terms.items():
                 sums[name] = sums.get(name, 0) + term.detach().double()
-        return self._told(sums, classes, patches)
+        return self._told(sums, parts, classes, patches)
 
     def views(self, batch: Batch) -> tuple[Bodies, ViewGroup, list[ViewGroup]]:
         """All views of a batch, of `slim_views.draw_views`."""
@@ -234,6 +236,7 @@ class SLiM(nn.Module):
             locals_=list(locals_),
             token_T=token_T,
             sample_B=batch.row_N[sample_B],
+            first_V=(masked_B.cumsum(0) - masked_B)[learns],
             token_weight_T=token_weight_T,
             student_P=student_P,
             teacher_P=teacher[student_P],
@@ -333,7 +336,11 @@ class SLiM(nn.Module):
 
     @torch.no_grad()
     def _told(
-        self, sums: dict[str, Tensor], classes: Taught | None, patches: Taught | None
+        self,
+        sums: dict[str, Tensor],
+        parts: Sequence[Part],
+        classes: Taught | None,
+        patches: Taught | None,
     ) -> dict[str, Tensor]:
         """Losses over all ranks, and what the targets are like."""
         names = list(sums)
@@ -345,8 +352,10 @@ class SLiM(nn.Module):
             told["class_entropy"], mean_K = _target_statistics(classes, classes.rows)
             told["class_spread"] = torch.special.entr(mean_K).sum()
         if patches is not None:
-            chunks = [rows_TP[: prototypes.chunk_rows(rows_TP)] for rows_TP in patches.rows]
-            told["patch_entropy"], _ = _target_statistics(patches, chunks)
+            firsts = [
+                rows_TP[part.first_V] for rows_TP, part in zip(patches.rows, parts, strict=True)
+            ]
+            told["patch_entropy"], _ = _target_statistics(patches, firsts)
         return told
 
 
