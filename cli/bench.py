@@ -123,7 +123,13 @@ def _table(stage: What, rows: list[Row]) -> Table:
     for row in rows:
         value = f"{row.value:,.0f}" if row.value >= 100 else f"{row.value:.3g}"
         megabytes = "" if row.megabytes is None else f"{row.megabytes:,.0f}"
-        ratio = "" if row.ratio is None else f"{row.ratio:.1f}"
+        ratio = (
+            ""
+            if row.ratio is None
+            else f"{row.ratio:.1f}"
+            if row.ratio >= 0.1
+            else f"{row.ratio:.3f}"
+        )
         table.add_row(row.what, f"{value} {row.unit}", megabytes, ratio)
     return table
 
