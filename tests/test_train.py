@@ -168,7 +168,7 @@ def test_other_data_are_refused(data: Path, tmp_path: Path) -> None:
 def test_another_batch_is_refused(data: Path, tmp_path: Path) -> None:
     run = fresh(tmp_path, data)
     train(run, data, device=CPU, stop_after=1)
-    with pytest.raises(UserError, match="another recipe\n  place: train.batch"):
+    with pytest.raises(UserError, match=r"another recipe\n  place: train\.batch"):
         train(Run(run.folder, tiny_recipe("train.batch=5"), run.data), data, device=CPU)
 
 
