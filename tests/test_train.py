@@ -184,6 +184,23 @@ def test_another_number_of_threads_is_announced(
     assert "another threads (64, was 1)" in said[0]
 
 
+def test_another_order_is_refused(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = fresh(tmp_path, data)
+    train(run, data, device=CPU, stop_after=1)
+    monkeypatch.setattr(Loader, "order_digest", lambda self: "0123456789abcdef")
+    with pytest.raises(UserError, match="another order digest") as error:
+        train(run, data, device=CPU)
+    assert "found: 0123456789abcdef" in str(error.value)
+
+
+def test_a_run_without_a_single_step_is_refused(data: Path, tmp_path: Path) -> None:
+    run = fresh(tmp_path, data, "train.tail=carry", "train.batch=40", "train.epochs=3")
+    with pytest.raises(UserError, match="larger than what the run reads in all"):
+        train(run, data, device=CPU)
+
+
 def test_another_recipe_is_refused(data: Path, tmp_path: Path) -> None:
     run = fresh(tmp_path, data)
     train(run, data, device=CPU, stop_after=1)
