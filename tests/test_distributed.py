@@ -138,7 +138,13 @@ def differences(folder: Path, run: Run) -> float:
     )
 
 
-@pytest.mark.parametrize("micro", [0, 4], ids=["two ranks as one", "two ranks as micro-batches"])
+@pytest.mark.parametrize(
+    "micro",
+    [
+        pytest.param(0, id="two ranks as one"),
+        pytest.param(4, id="two ranks as micro-batches", marks=pytest.mark.slow),
+    ],
+)
 def test_losses_and_gradients_do_not_depend_on_the_division(
     ranks: Path, data: Path, tmp_path: Path, micro: int
 ) -> None:

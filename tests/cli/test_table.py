@@ -72,6 +72,7 @@ def data(tmp_path: Path) -> Path:
     return write_set(tmp_path / "shards" / "toy" / "ctrgcn" / "half")
 
 
+@pytest.mark.slow
 def test_rows_and_seeds_are_run_evaluated_and_reported_once(data: Path, tmp_path: Path) -> None:
     runs = tmp_path / "runs"
     given = words(data, runs, "--val-subjects", "1")
@@ -143,6 +144,7 @@ def test_rows_and_seeds_are_run_evaluated_and_reported_once(data: Path, tmp_path
     assert {folder: times(folder) for folder in folders} == now
 
 
+@pytest.mark.slow
 def test_a_killed_table_goes_on_and_repeats_nothing(data: Path, tmp_path: Path) -> None:
     runs = tmp_path / "runs"
     given = words(data, runs, train_epochs=12, train_batch=12)
@@ -184,6 +186,7 @@ def test_a_killed_table_goes_on_and_repeats_nothing(data: Path, tmp_path: Path) 
     assert (root / "table" / "slim-ablations.md").is_file()
 
 
+@pytest.mark.slow
 def test_a_run_in_another_process_is_left_to_it(data: Path, tmp_path: Path) -> None:
     given = words(data, tmp_path / "runs", "--only", ROWS[0])
     root = tmp_path / "runs" / "slim-ablations" / "tiny"
