@@ -23,11 +23,7 @@ from torch.autograd.function import once_differentiable
 from skelpipe.distributed import sum_over_ranks
 
 _CHUNK = {"cpu": 256, "cuda": 2048}
-
-
-def chunk_rows(rows_NP: Tensor) -> int:
-    """Rows at once on this device: for 65,536 prototypes 64 MB of float32 on a CPU."""
-    return _CHUNK[rows_NP.device.type]
+"""Rows at once: for 65,536 prototypes 64 MB of float32 on a CPU."""
 
 
 @torch.no_grad()
@@ -226,7 +222,7 @@ def _kernels(
 def _buffer(
     rows_NP: Tensor, directions_KP: Tensor, chunk: int | None, cells: torch.dtype
 ) -> Tensor:
-    count = min(chunk or chunk_rows(rows_NP), max(len(rows_NP), 1))
+    count = min(chunk or _CHUNK[rows_NP.device.type], max(len(rows_NP), 1))
     return torch.empty(count, len(directions_KP), dtype=cells, device=rows_NP.device)
 
 
