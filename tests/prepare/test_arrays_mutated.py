@@ -137,7 +137,7 @@ def test_no_mutated_array_takes_long_or_much(name: str) -> None:
             peak = max(peak, tracemalloc.get_traced_memory()[1])
             tracemalloc.stop()
     print(f"{name}: {count:,} rejected; {1e3 * seconds:.1f} ms, {peak / 2**20:.1f} MB at most")
-    assert seconds < 0.05
+    assert seconds < 1  # nothing explodes; how fast it is, the benchmarks tell
     assert peak < 64 << 20
 
 

@@ -310,7 +310,7 @@ def test_no_mutated_file_takes_long_or_much() -> None:
             peak = max(peak, peak_bytes(data))
     print(f"{rejected:,} rejected; at most {1e3 * seconds:.1f} ms and {peak / 2**20:.1f} MB")
     assert 50_000 < rejected < 100_000
-    assert seconds < 0.05
+    assert seconds < 1  # nothing explodes; how fast it is, the benchmarks tell
     assert peak < 64 << 20
 
 

@@ -408,5 +408,5 @@ def test_no_mutated_file_takes_long_or_much() -> None:
             f"{peak / 2**20:.1f} MB"
         )
         assert 10_000 < rejected < 34_000
-        assert seconds < 0.05
+        assert seconds < 1  # nothing explodes; how fast it is, the benchmarks tell
         assert peak < 64 << 20
