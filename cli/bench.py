@@ -201,9 +201,10 @@ def _show_step(
 def _show_flops() -> None:
     """Table 1's efficiency columns beside our counts, and what SLiM's training takes in all."""
     from skelpipe.bench.flops import forward, load_published, notes, other_readings, table_1
-    from skelpipe.config import load_recipe
+    from skelpipe.config import SLiMRecipe, load_recipe
 
     published, recipe = load_published(), load_recipe("slim")
+    assert isinstance(recipe, SLiMRecipe)
     with console.status("counting"):
         groups = table_1(published, recipe), other_readings(recipe)
         parts, remarks = forward(recipe), notes(published, recipe)

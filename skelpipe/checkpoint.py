@@ -23,13 +23,16 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from skelpipe.config import Recipe
+from skelpipe.config import RECIPE, Recipe
 from skelpipe.errors import UserError
 from skelpipe.files import flush, into_place, leftovers, new_name, write_whole
 
 _MARKER = "complete"
-_MOMENTS = ("step", "exp_avg", "exp_avg_sq")
-"""What AdamW keeps of each parameter."""
+_MOMENTS = {
+    torch.optim.AdamW: ("step", "exp_avg", "exp_avg_sq"),
+    torch.optim.SGD: ("momentum_buffer",),
+}
+"""What optimisers keep of each parameter."""
 _FREE = ("name", "title", "train.source", "train.workers", "train.micro_batch", "train.compile",
          "train.keep", "train.checkpoint_every", "train.knn_every")  # fmt: skip
 """Settings that decide no weight beyond rounding: a run may be continued with others."""
@@ -85,7 +88,7 @@ def read_run(folder: Path) -> Run:
             expected="recipe.json, as `skelpipe pretrain` writes it",
         )
     try:
-        recipe = Recipe.model_validate_json((folder / "recipe.json").read_bytes())
+        recipe = RECIPE.validate_json((folder / "recipe.json").read_bytes())
         data = read_json(folder / "data.json")
     except ValidationError as error:
         first = error.errors()[0]
@@ -280,10 +283,11 @@ def load_checkpoint(
     load_network(checkpoint, "student", student)
     load_network(checkpoint, "teacher", teacher)
     path = checkpoint / "optimiser.safetensors"
+    moments = _MOMENTS[type(optimiser)]
     expected = {
         f"{kind}.{name}": parameter.shape if kind != "step" else torch.Size()
         for name, parameter in student.named_parameters()
-        for kind in _MOMENTS
+        for kind in moments
     }
     tensors = _read_fitting(path, expected)
     names = {id(parameter): name for name, parameter in student.named_parameters()}
@@ -294,7 +298,7 @@ def load_checkpoint(
                     "cpu" if kind == "step" else parameter.device,
                     copy=True,  # else it would stay mapped to a file that may be deleted
                 )
-                for kind in _MOMENTS
+                for kind in moments
             }
     return state
 

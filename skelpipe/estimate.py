@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from skelpipe import distributed
-from skelpipe.config import Recipe
+from skelpipe.config import Recipe, SLiMRecipe
 from skelpipe.roofline import (
     DTYPES,
     cells_of,
@@ -46,6 +46,7 @@ def estimate(
         joints: J.
         device: Where it runs.
     """
+    assert isinstance(recipe, SLiMRecipe)
     peaks = measure_peaks(device, DTYPES[recipe.train.precision])
     work = step_rows(recipe, samples=recipe.train.batch, bodies=bodies, joints=joints)
     steps = samples / recipe.train.batch * recipe.train.epochs
@@ -69,13 +70,14 @@ def micro_batch(recipe: Recipe, *, bodies: float, joints: int, device: torch.dev
     """
     if recipe.train.micro_batch:
         return recipe.train.micro_batch
+    assert isinstance(recipe, SLiMRecipe)
     share = max(recipe.train.batch // distributed.world(), 1)
     room = min(memory_of(device) * 2 / 3, _ROOM) - _fixed(recipe, joints)
     fitting = max(int(room / _of_a_sample(recipe, bodies, joints)), 1)
     return math.ceil(share / math.ceil(share / fitting))
 
 
-def _fixed(recipe: Recipe, joints: int) -> float:
+def _fixed(recipe: SLiMRecipe, joints: int) -> float:
     """Bytes whatever the micro-batch: weights, optimiser, gradients, and a chunk of logits."""
     of_encoder, of_head = parameters(recipe, joints)
     size, head = DTYPES[recipe.train.precision].itemsize, recipe.head
@@ -85,7 +87,7 @@ def _fixed(recipe: Recipe, joints: int) -> float:
     return weights + 2 * 2048 * head.prototypes * size
 
 
-def _of_a_sample(recipe: Recipe, bodies: float, joints: int) -> float:
+def _of_a_sample(recipe: SLiMRecipe, bodies: float, joints: int) -> float:
     """Bytes that one sample's forward pass keeps for its backward pass."""
     views, head = recipe.views, recipe.head
     cells = 2 * cells_of(recipe, views.frames, joints) * (2 if recipe.loss.clean_pass else 1)

@@ -16,7 +16,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from skelpipe.config import Recipe
+from skelpipe.config import SLiMRecipe
 
 DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16, "float64": torch.float64}
 """Type of matrix products in each precision of a run."""
@@ -43,7 +43,7 @@ class Work:
         return max(self.flop / peaks.flop_per_s, self.bytes / peaks.bytes_per_s)
 
 
-def step_rows(recipe: Recipe, *, samples: int, bodies: float, joints: int) -> list[Work]:
+def step_rows(recipe: SLiMRecipe, *, samples: int, bodies: float, joints: int) -> list[Work]:
     """The work of one step, piece by piece.
 
     Operations. A body has its views (two globals, ``views.anchors * views.crops`` of each local
@@ -144,12 +144,12 @@ def step_rows(recipe: Recipe, *, samples: int, bodies: float, joints: int) -> li
     return rows
 
 
-def tokens_of(recipe: Recipe, frames: int, joints: int) -> int:
+def tokens_of(recipe: SLiMRecipe, frames: int, joints: int) -> int:
     """Tokens of a view: patches, class token and registers."""
     return frames // recipe.encoder.patch_frames * joints + 1 + recipe.encoder.registers
 
 
-def block_macs(recipe: Recipe, frames: int, joints: int) -> int:
+def block_macs(recipe: SLiMRecipe, frames: int, joints: int) -> int:
     """Multiply-adds of all blocks on one view: layers * (N * (4 + 2 h) D^2 + 2 N^2 D)."""
     encoder, tokens = recipe.encoder, tokens_of(recipe, frames, joints)
     hidden = int(encoder.dim * encoder.mlp_ratio)
@@ -157,12 +157,12 @@ def block_macs(recipe: Recipe, frames: int, joints: int) -> int:
     return encoder.layers * (of_weights + 2 * tokens**2 * encoder.dim)
 
 
-def patch_macs(recipe: Recipe, frames: int, joints: int) -> int:
+def patch_macs(recipe: SLiMRecipe, frames: int, joints: int) -> int:
     """Multiply-adds of projecting the patches of one view: every coordinate with D weights."""
     return frames * joints * 3 * recipe.encoder.dim
 
 
-def masked_tokens(recipe: Recipe, joints: int) -> float:
+def masked_tokens(recipe: SLiMRecipe, joints: int) -> float:
     """Masked tokens of a body's two global views on average (S7)."""
     if recipe.mask.global_kind == "none":
         return 0.0
@@ -170,7 +170,7 @@ def masked_tokens(recipe: Recipe, joints: int) -> float:
     return 2 * patches * sum(recipe.mask.ratio) / 2
 
 
-def parameters(recipe: Recipe, joints: int) -> tuple[int, int]:
+def parameters(recipe: SLiMRecipe, joints: int) -> tuple[int, int]:
     """Numbers that the encoder holds, and that each of the two heads holds."""
     encoder, head = recipe.encoder, recipe.head
     dim, hidden = encoder.dim, int(encoder.dim * encoder.mlp_ratio)
@@ -218,12 +218,12 @@ def _best(work: Callable[[], Tensor], result: Tensor) -> float:
     return best
 
 
-def _stored(recipe: Recipe) -> int:
+def _stored(recipe: SLiMRecipe) -> int:
     """Bytes of a weight, a gradient or a moment."""
     return 8 if recipe.train.precision == "float64" else 4
 
 
-def cells_of(recipe: Recipe, frames: int, joints: int) -> float:
+def cells_of(recipe: SLiMRecipe, frames: int, joints: int) -> float:
     """Numbers that one view writes between the encoder's products."""
     encoder, tokens = recipe.encoder, tokens_of(recipe, frames, joints)
     block = 8 * encoder.dim + 2 * int(encoder.dim * encoder.mlp_ratio)

@@ -22,6 +22,8 @@ class Topology(BaseModel):
         centre: The joint that "ctrgcn" and "agcn" move to the origin; by default the root.
         spine: (lower, upper) joint of the bone that "agcn" turns upwards.
         shoulders: (left, right) joint of the line that "agcn" turns to +x.
+        bones: The joint at the other end of each joint's bone in the bone stream where published
+            lists differ from `parents`; the root's is itself.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -37,6 +39,7 @@ class Topology(BaseModel):
     centre: int = -1
     spine: tuple[int, int] | None = None
     shoulders: tuple[int, int] | None = None
+    bones: tuple[int, ...] | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -66,6 +69,8 @@ class Topology(BaseModel):
         named = [self.centre, *(self.spine or ()), *(self.shoulders or ())]
         if not set(named) <= set(range(count)):
             raise ValueError(f"centre, spine and shoulders must lie between 0 and {count - 1}")
+        if self.bones and (len(self.bones) != count or not set(self.bones) <= set(range(count))):
+            raise ValueError(f"bones must be {count} joints between 0 and {count - 1}")
         paired = [joint for pair in self.mirror for joint in pair]
         if len(set(paired)) != len(paired) or not set(paired) <= set(range(count)):
             raise ValueError("a joint stands in two mirror pairs, or is none of the joints")
@@ -77,6 +82,12 @@ class Topology(BaseModel):
     @property
     def root(self) -> int:
         return self.parents.index(-1)
+
+    @property
+    def bone_parents(self) -> tuple[int, ...]:
+        """`bones`, by default the parents, and the root its own."""
+        root = self.root
+        return self.bones or tuple(root if p < 0 else p for p in self.parents)
 
     @property
     def order(self) -> tuple[int, ...]:

@@ -33,7 +33,7 @@ from skelpipe.config import Recipe
 from skelpipe.errors import UserError
 from skelpipe.estimate import micro_batch
 from skelpipe.files import write_whole
-from skelpipe.methods import build_method
+from skelpipe.methods import Method, build_method
 from skelpipe.methods.slim import SLiM
 from skelpipe.optim import build_optimiser, set_rates
 from skelpipe.shards.card import Card, read_fitting_card
@@ -93,7 +93,7 @@ def train(
     device: torch.device,
     report: Callable[[Record], None] = lambda record: None,
     warn: Callable[[str], None] = lambda text: None,
-    validate: Callable[[SLiM], Record] | None = None,
+    validate: Callable[[Method], Record] | None = None,
     stop_after: int | None = None,
 ) -> Path:
     """Pre-train until the recipe's last epoch, from the run's newest complete checkpoint if any.
@@ -127,7 +127,7 @@ def _train(
     device: torch.device,
     report: Callable[[Record], None],
     warn: Callable[[str], None],
-    validate: Callable[[SLiM], Record] | None,
+    validate: Callable[[Method], Record] | None,
     stop_after: int | None,
     asked: Callable[[], bool],
 ) -> Path:
@@ -160,7 +160,7 @@ def _train(
     method = build_method(recipe, card.topology, loader.seed).to(
         device, _DTYPE[recipe.train.precision]
     )
-    if recipe.train.compile:
+    if recipe.train.compile and isinstance(method, SLiM):  # PCM3 refuses it
         compile_blocks(method)
     optimiser = build_optimiser(method.student, recipe)
     state = _environment(run, card, loader, micro)
@@ -245,7 +245,7 @@ class NotFinite(Exception):  # noqa: N818 -- told to the user with the samples' 
 
 
 def take_step(
-    method: SLiM,
+    method: Method,
     optimiser: torch.optim.Optimizer,
     batch: Batch,
     micro: int,
@@ -275,7 +275,7 @@ def take_step(
     if not math.isfinite(values["loss"]):
         raise NotFinite(values)
     distributed.sum_gradients(method.student)
-    norms = clip_gradients(method.student, recipe.optim.clip)
+    norms = clip_gradients(method.student, recipe.optim.clip or math.inf)
     if not all(math.isfinite(norm) for norm in norms.values()):
         raise NotFinite(norms)
     lr = set_rates(optimiser, recipe, step / total)

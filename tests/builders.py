@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from skelpipe.config import Recipe, apply_changes, build
+from skelpipe.config import SLiMRecipe, apply_changes, build
 from skelpipe.manifest import load_topology
 from skelpipe.random import fold
 from skelpipe.shards.card import (
@@ -50,8 +50,8 @@ TINY: dict[str, Any] = {
 }
 
 
-def tiny_recipe(*changes: str) -> Recipe:
-    return build(Recipe, apply_changes(TINY, changes), what="recipe 'tiny'")
+def tiny_recipe(*changes: str) -> SLiMRecipe:
+    return build(SLiMRecipe, apply_changes(TINY, changes), what="recipe 'tiny'")
 
 
 def recording(
@@ -87,6 +87,7 @@ def batch_of(
         label_N=torch.tensor(list(labels) or [0] * len(samples)),
         row_N=numbers,
         key_N=fold(7, 0, numbers),
+        key=fold(7, -1, 0, 0),
         valid_N=torch.ones(len(samples), dtype=torch.bool),
     )
 

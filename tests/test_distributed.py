@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from safetensors.torch import load_file
 from skelpipe import distributed
 from skelpipe.checkpoint import Run
 from skelpipe.errors import UserError
-from skelpipe.protocols.features import extract, raw_features
+from skelpipe.protocols.features import extract, raw_features, view
 from skelpipe.stream.source import open_source, select
 from skelpipe.train import read_metrics, start_run, train
 
@@ -26,6 +27,7 @@ EXACT = ("train.precision=float64", "train.batch=16", "train.epochs=13")  # 52 s
 # What each of two ranks does; it writes what it found to a file of its own.
 WORKER = """
 import json, sys
+from functools import partial
 from pathlib import Path
 import torch
 from builders import tiny_recipe
@@ -33,7 +35,7 @@ from safetensors.torch import save_file
 from skelpipe import distributed
 from skelpipe.checkpoint import read_run
 from skelpipe.errors import UserError
-from skelpipe.protocols.features import extract, raw_features
+from skelpipe.protocols.features import extract, raw_features, view
 from skelpipe.stream.source import open_source, select
 from skelpipe.train import start_run, train
 
@@ -69,9 +71,10 @@ with distributed.process_group(cpu, 60):
     refused("hurt", lambda: train(hurt, damaged, device=cpu))
     refused("other", lambda: train(odd, damaged, device=cpu))
     source = open_source(data, select(data, "train"), cpu, "mapped")
+    see = partial(view, frames=16, centre=1.0, absent_body="skip")
     for count in (64, 7, 1):
         source.table = source.table.slice(0, count)
-        parts = extract(source, [raw_features], 16, centre=1.0, absent_body="skip")
+        parts = extract(source, [raw_features], see)
         save_file({"features": parts[0]}, folder / f"features{count}-rank{rank}.safetensors")
     (folder / f"rank{rank}.json").write_text(json.dumps(found))
 """
@@ -196,7 +199,8 @@ def test_other_data_are_refused_on_every_rank(ranks: Path) -> None:
 
 def test_features_are_of_every_sample_once_and_in_order(ranks: Path, data: Path) -> None:
     source = open_source(data, select(data, "train"), CPU, "mapped")
-    (wanted,) = extract(source, [raw_features], 16, centre=1.0, absent_body="skip")
+    see = partial(view, frames=16, centre=1.0, absent_body="skip")
+    (wanted,) = extract(source, [raw_features], see)
     for count in (64, 7, 1):  # of one sample the second rank has none
         for rank in (0, 1):
             found = load_file(ranks / f"features{count}-rank{rank}.safetensors")["features"]

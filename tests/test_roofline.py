@@ -11,7 +11,7 @@ from builders import KINECT, batch_of, recording
 from torch import Tensor, nn
 
 from skelpipe.bench.flops import count
-from skelpipe.config import Recipe, load_recipe
+from skelpipe.config import SLiMRecipe, load_recipe
 from skelpipe.methods.slim import SLiM
 from skelpipe.models.heads import PrototypeHead
 from skelpipe.models.vit import SkeletonViT
@@ -27,16 +27,16 @@ RECIPES = {
 
 
 @pytest.fixture(params=list(RECIPES))
-def recipe(request: pytest.FixtureRequest) -> Recipe:
+def recipe(request: pytest.FixtureRequest) -> SLiMRecipe:
     return RECIPES[request.param]
 
 
-def work(recipe: Recipe, samples: int = 1, bodies: float = 1) -> dict[str, Work]:
+def work(recipe: SLiMRecipe, samples: int = 1, bodies: float = 1) -> dict[str, Work]:
     rows = step_rows(recipe, samples=samples, bodies=bodies, joints=JOINTS)
     return {row.what: row for row in rows}
 
 
-def modules(recipe: Recipe) -> tuple[SkeletonViT, PrototypeHead]:
+def modules(recipe: SLiMRecipe) -> tuple[SkeletonViT, PrototypeHead]:
     with torch.device("meta"):
         return (
             SkeletonViT(JOINTS, **recipe.encoder.model_dump()),
@@ -44,7 +44,7 @@ def modules(recipe: Recipe) -> tuple[SkeletonViT, PrototypeHead]:
         )
 
 
-def views(recipe: Recipe) -> tuple[Tensor, list[Tensor]]:
+def views(recipe: SLiMRecipe) -> tuple[Tensor, list[Tensor]]:
     """Global views and local views of one body."""
     crops = recipe.views.anchors * recipe.views.crops
     with torch.device("meta"):
@@ -52,7 +52,7 @@ def views(recipe: Recipe) -> tuple[Tensor, list[Tensor]]:
         return torch.empty(2, recipe.views.frames, JOINTS, 3), locals_
 
 
-def masked(recipe: Recipe) -> int:
+def masked(recipe: SLiMRecipe) -> int:
     """Masked tokens of both globals; whole numbers under these recipes' mean ratios."""
     patches = recipe.views.frames // recipe.encoder.patch_frames * JOINTS
     tokens = 2 * patches * sum(recipe.mask.ratio) / 2
@@ -60,7 +60,7 @@ def masked(recipe: Recipe) -> int:
     return round(tokens)
 
 
-def test_encoder_flop_equal_the_counter(recipe: Recipe) -> None:
+def test_encoder_flop_equal_the_counter(recipe: SLiMRecipe) -> None:
     encoder, _ = modules(recipe)
     globals_, locals_ = views(recipe)
 
@@ -78,7 +78,7 @@ def test_encoder_flop_equal_the_counter(recipe: Recipe) -> None:
     assert rows["encoder, teacher"].flop == teacher
 
 
-def test_head_flop_equal_the_counter(recipe: Recipe) -> None:
+def test_head_flop_equal_the_counter(recipe: SLiMRecipe) -> None:
     _, head = modules(recipe)
     crops = recipe.views.anchors * recipe.views.crops
     student = masked(recipe) + 2 + crops * len(recipe.views.local)
@@ -91,7 +91,7 @@ def test_head_flop_equal_the_counter(recipe: Recipe) -> None:
     assert rows["head MLPs"].flop + rows["prototypes"].flop == pytest.approx(plain)
 
 
-def test_products_are_made_again_in_every_pass(recipe: Recipe) -> None:
+def test_products_are_made_again_in_every_pass(recipe: SLiMRecipe) -> None:
     """The rows that are multiplied with K directions, pass by pass; and the cells that move."""
     crops = recipe.views.anchors * recipe.views.crops
     patch, classes = masked(recipe), 2 + crops * len(recipe.views.local)
@@ -125,7 +125,7 @@ def test_a_step_of_slim() -> None:
     assert flop["prototypes, recomputed"] == pytest.approx(28, rel=0.03)
 
 
-def test_parameters_are_the_modules(recipe: Recipe) -> None:
+def test_parameters_are_the_modules(recipe: SLiMRecipe) -> None:
     counts = [sum(p.numel() for p in module.parameters()) for module in modules(recipe)]
     assert parameters(recipe, JOINTS) == tuple(counts)
     rows = work(recipe)
@@ -134,7 +134,7 @@ def test_parameters_are_the_modules(recipe: Recipe) -> None:
     assert rows["teacher's average"].bytes == 4 * weights * (2 + 1)
 
 
-def test_bytes_are_those_of_the_tensors_between_products(recipe: Recipe) -> None:
+def test_bytes_are_those_of_the_tensors_between_products(recipe: SLiMRecipe) -> None:
     encoder, _ = modules(recipe)
     moved = 0
 
@@ -157,7 +157,7 @@ def test_bytes_are_those_of_the_tensors_between_products(recipe: Recipe) -> None
     assert work(recipe)["encoder, teacher"].bytes == 4 * (2 * moved + weights)
 
 
-def test_work_grows_with_bodies_and_weights_do_not(recipe: Recipe) -> None:
+def test_work_grows_with_bodies_and_weights_do_not(recipe: SLiMRecipe) -> None:
     small, same, large = work(recipe, 2, 3.0), work(recipe, 3, 2.0), work(recipe, 12, 1.0)
     for what, row in small.items():
         assert row == same[what]

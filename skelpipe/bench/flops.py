@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from skelpipe.config import Recipe, Settings, build
+from skelpipe.config import Settings, SLiMRecipe, build
 from skelpipe.manifest import read_manifest
 from skelpipe.models.heads import PrototypeHead
 from skelpipe.models.vit import SkeletonViT
@@ -225,7 +225,7 @@ def blocks_alone(tokens: int, layers: int) -> tuple[Flop, Flop]:
 
 
 @cache
-def slim_encoder(recipe: Recipe, frames: int) -> tuple[Flop, Flop]:
+def slim_encoder(recipe: SLiMRecipe, frames: int) -> tuple[Flop, Flop]:
     """SLiM's encoder on one view, for one and two bodies."""
     with torch.device("meta"):
         encoder = SkeletonViT(JOINTS, **recipe.encoder.model_dump())
@@ -235,7 +235,7 @@ def slim_encoder(recipe: Recipe, frames: int) -> tuple[Flop, Flop]:
 
 
 @cache
-def head(recipe: Recipe) -> Flop:
+def head(recipe: SLiMRecipe) -> Flop:
     """A head and its prototypes on one row."""
     with torch.device("meta"):
         module = PrototypeHead(recipe.encoder.dim, **recipe.head.model_dump())
@@ -251,7 +251,7 @@ INFERENCE, ENCODER, DECODER, TARGET = (
 )
 
 
-def table_1(published: Published, recipe: Recipe) -> list[Cost]:
+def table_1(published: Published, recipe: SLiMRecipe) -> list[Cost]:
     """The efficiency columns of Table 1, method by method, what is published beside what we count.
 
     SLiM's training columns are, like the published ones, one pass of student and teacher each over
@@ -288,7 +288,7 @@ def table_1(published: Published, recipe: Recipe) -> list[Cost]:
     return rows
 
 
-def other_readings(recipe: Recipe) -> list[Cost]:
+def other_readings(recipe: SLiMRecipe) -> list[Cost]:
     """What else the numbers of Table 1 could be taken to count."""
     patches = 30 * JOINTS
     visible, other = visible_tokens(patches), patches // 10
@@ -308,7 +308,7 @@ def other_readings(recipe: Recipe) -> list[Cost]:
     ]
 
 
-def forward(recipe: Recipe) -> list[Forward]:
+def forward(recipe: SLiMRecipe) -> list[Forward]:
     """SLiM's forward pass in training, for one sample with one body: what Table 1 leaves out."""
     views = recipe.views
 
@@ -336,7 +336,7 @@ def forward(recipe: Recipe) -> list[Forward]:
     ]
 
 
-def notes(published: Published, recipe: Recipe) -> list[str]:
+def notes(published: Published, recipe: SLiMRecipe) -> list[str]:
     """What must be read beside the tables; every number is counted, or published and called so."""
     slim = next(method for method in published.methods if method.network == "slim")
     mamp = next(method for method in published.methods if method.name == "MAMP")

@@ -12,7 +12,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from skelpipe.config import Recipe
+from skelpipe.config import Recipe, SLiMRecipe
 from skelpipe.estimate import micro_batch
 from skelpipe.manifest import load_dataset, load_topology
 from skelpipe.methods import build_method
@@ -92,6 +92,7 @@ class Generated:
             label_N=torch.zeros_like(number).to(device),
             row_N=number.to(device),
             key_N=torch.zeros_like(number).to(device),
+            key=torch.zeros((), dtype=torch.int64, device=device),
             valid_N=torch.ones(count, dtype=torch.bool, device=device),
         )
 
@@ -118,6 +119,7 @@ def step(recipe: Recipe, device: torch.device, *, steps: int = 5) -> Step:
     topology, dataset = load_topology("kinect_v2"), load_dataset("ntu60")
     joints = len(topology.joints)
     micro = micro_batch(recipe, bodies=BODIES, joints=joints, device=device)
+    assert isinstance(recipe, SLiMRecipe)
     peaks = measure_peaks(device, DTYPES[recipe.train.precision])
     loader = Loader(Generated(2 * recipe.train.batch, joints, device), recipe.train.batch, 0)
     method = build_method(recipe, topology, 0).to(device)

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from skelpipe.config import load_recipe
+from skelpipe.config import SLiMRecipe, load_recipe
 from skelpipe.manifest import load_topology
 from skelpipe.methods.slim import SLiM
 from skelpipe.methods.slim_views import augment_views, mask_views, place_views
@@ -59,6 +59,7 @@ def views(
     """
     # Views depend neither on the layers nor on the prototypes, which would fill memory.
     recipe = load_recipe("slim", ["encoder.layers=1", "head.prototypes=2"])
+    assert isinstance(recipe, SLiMRecipe)
     topology = load_topology("kinect_v2")
     spec = recipe.views
     lengths = [(spec.frames, spec.ratio)] * 2

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from typing import TypeAlias
+
 import torch
 
-from skelpipe.config import Recipe
+from skelpipe.config import Recipe, SLiMRecipe
 from skelpipe.methods.slim import SLiM
 from skelpipe.skeleton import Topology
 
 METHODS = {"slim": SLiM}
+Method: TypeAlias = SLiM
 
 
-def build_method(recipe: Recipe, topology: Topology, seed: int) -> SLiM:
+def build_method(recipe: Recipe, topology: Topology, seed: int) -> Method:
     """The recipe's method with its initial weights, which depend on the seed alone."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return METHODS[recipe.method](recipe, topology)
+        assert isinstance(recipe, SLiMRecipe)
+        return SLiM(recipe, topology)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from skelpipe import distributed
-from skelpipe.config import Recipe
+from skelpipe.config import SLiMRecipe
 from skelpipe.methods import prototypes
 from skelpipe.methods.groups import mean_weights
 from skelpipe.methods.koleo import koleo_gradient
@@ -35,7 +35,7 @@ from skelpipe.views.sampling import Bodies
 class Network(nn.Module):
     """Encoder g and heads h_CL and h_MAE: the student, and the teacher of the same shape."""
 
-    def __init__(self, recipe: Recipe, topology: Topology) -> None:
+    def __init__(self, recipe: SLiMRecipe, topology: Topology) -> None:
         super().__init__()
         self.encoder = SkeletonViT(len(topology.joints), **recipe.encoder.model_dump())
         self.class_head = PrototypeHead(recipe.encoder.dim, **recipe.head.model_dump())
@@ -91,7 +91,7 @@ class Taught:
 class SLiM(nn.Module):
     """Student, teacher and objective."""
 
-    def __init__(self, recipe: Recipe, topology: Topology) -> None:
+    def __init__(self, recipe: SLiMRecipe, topology: Topology) -> None:
         super().__init__()
         self.recipe = recipe
         self.topology = topology
@@ -371,6 +371,6 @@ def _target_statistics(taught: Taught, parts: Sequence[Tensor]) -> tuple[Tensor,
     return total[0], total[1:]
 
 
-def chance_loss(recipe: Recipe) -> float:
+def chance_loss(recipe: SLiMRecipe) -> float:
     """ln K: the class-token loss of a student that tells nothing apart; it collapsed if stuck."""
     return math.log(recipe.head.prototypes)

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from skelpipe.config import MaskKind, Recipe
+from skelpipe.config import SLiMRecipe
+from skelpipe.config.slim import MaskKind
 from skelpipe.random import fold, uniform
 from skelpipe.skeleton import Topology
 from skelpipe.stream.source import Batch
@@ -60,7 +61,7 @@ class ViewGroup:
 
 
 def draw_views(
-    batch: Batch, recipe: Recipe, topology: Topology, subsets: Subsets
+    batch: Batch, recipe: SLiMRecipe, topology: Topology, subsets: Subsets
 ) -> tuple[Bodies, ViewGroup, list[ViewGroup]]:
     """Draw all views of a batch: the two globals, and the locals of each size.
 
@@ -97,7 +98,7 @@ class Placed:
     anchor_B: Tensor
 
 
-def place_views(batch: Batch, bodies: Bodies, table: Table, recipe: Recipe) -> list[Placed]:
+def place_views(batch: Batch, bodies: Bodies, table: Table, recipe: SLiMRecipe) -> list[Placed]:
     """Draw the intervals and frames of the globals, and of the locals of each size."""
     spec = recipe.views
 
@@ -131,7 +132,7 @@ def place_views(batch: Batch, bodies: Bodies, table: Table, recipe: Recipe) -> l
 
 
 def augment_views(
-    placed: list[Placed], table: Table, recipe: Recipe, topology: Topology
+    placed: list[Placed], table: Table, recipe: SLiMRecipe, topology: Topology
 ) -> list[Tensor]:
     """Gather and augment the coordinates of views of each length, shapes (B, W, J, 3)."""
     transform = skeleton_aware(
@@ -157,7 +158,7 @@ def augment_views(
 
 
 def mask_views(
-    placed: list[Placed], x: list[Tensor], bodies: Bodies, recipe: Recipe, subsets: Subsets
+    placed: list[Placed], x: list[Tensor], bodies: Bodies, recipe: SLiMRecipe, subsets: Subsets
 ) -> list[Tensor]:
     """Draw the masks of views of each length, shapes (B, S, J).
 

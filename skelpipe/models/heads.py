@@ -45,3 +45,16 @@ class PrototypeHead(nn.Module):
     def directions(self) -> Tensor:
         """The prototypes, each of unit length, shape (K, bottleneck)."""
         return F.normalize(self.prototypes, dim=-1)
+
+
+class Projector(nn.Module):
+    """PCM3's projector."""
+
+    def __init__(self, dim: int, out: int) -> None:
+        super().__init__()
+        self.mlp = nn.Sequential(nn.Linear(dim, dim), nn.ReLU(), nn.Linear(dim, out))
+
+    def forward(self, x_ND: Tensor) -> Tensor:
+        """Embeddings of unit length."""
+        out: Tensor = self.mlp(x_ND)
+        return F.normalize(out if out.dtype == torch.float64 else out.float(), dim=-1)

@@ -16,17 +16,18 @@ from skelpipe.checkpoint import Run, load_network, write_json
 from skelpipe.config import Recipe, Settings, apply_changes, build
 from skelpipe.errors import UserError
 from skelpipe.manifest import read_manifest
-from skelpipe.methods import build_method
-from skelpipe.methods.slim import SLiM
+from skelpipe.methods import Method, build_method
 from skelpipe.protocols import knn, linear
 from skelpipe.protocols.features import (
-    AbsentBody,
     Encode,
     Kind,
     RandomView,
+    See,
+    default_kind,
+    encoders,
     extract,
     raw_features,
-    token_features,
+    viewer,
 )
 from skelpipe.random import fold
 from skelpipe.shards.card import Card, read_fitting_card
@@ -78,7 +79,7 @@ def evaluate(
     subject: Subject,
     device: torch.device,
     run: Run | None = None,
-    kind: Kind = "patch",
+    kind: Kind | None = None,
     val_subjects: tuple[int, ...] = (),
     seed: int = 0,
     report: Callable[[int, int], None] = lambda done, total: None,
@@ -93,7 +94,7 @@ def evaluate(
             initial weights; "raw" the plain resampled skeleton.
         device: Where everything computes.
         run: The run, for subject "run".
-        kind: Which tokens make the feature.
+        kind: What stands for a sample; the method's own features if None.
         val_subjects: Query these training subjects, with the others as the training part, and
             leave the test part alone.
         seed: Of initial weights and of the probe.
@@ -111,13 +112,12 @@ def evaluate(
     train_set = open_source(data, train_table, device, recipe.train.source)
     test_set = open_source(data, test_table, device, recipe.train.source)
 
+    kind = kind or default_kind(recipe)
     networks = _networks(subject, recipe, card, run, kind, seed, device)
-    absent: AbsentBody = recipe.views.absent_body
-    frames = recipe.views.frames
+    see = viewer(recipe, card.topology, protocol.centre)
 
     def centre_features(source: Source) -> list[Tensor]:
-        encoders = list(networks.values())
-        found = extract(source, encoders, frames, centre=protocol.centre, absent_body=absent)
+        found = extract(source, list(networks.values()), see)
         _check_finite(found, source)
         return found
 
@@ -135,8 +135,9 @@ def evaluate(
             predictions.append(knn.predict(train_label[neighbours], classes))
             rows.append({"network": name, "accuracy": accuracy(predictions[-1], test_label)})
     else:
+        random = viewer(recipe, card.topology, protocol.centre, protocol.random)
         probes = linear.fit(
-            _epochs(protocol, list(networks.values()), train_set, frames, absent, seed),
+            _epochs(protocol, list(networks.values()), train_set, see, random, seed),
             train_label,
             test_features,
             test_label,
@@ -185,7 +186,7 @@ def evaluate(
     }
 
 
-def load_student(run: Run, card: Card, device: torch.device) -> SLiM:
+def load_student(run: Run, card: Card, device: torch.device) -> Method:
     """The run's method with the student and teacher of its newest complete checkpoint."""
     method = build_method(run.recipe, card.topology, int(run.data["seed"]))
     checkpoint = run.checkpoint()
@@ -208,40 +209,23 @@ def _networks(
         return {"raw skeleton": raw_features}
     if subject == "random-init":
         method = build_method(recipe, card.topology, seed).to(device).eval()
-        return {"untrained encoder": token_features(method.student.encoder, kind)}
+        return {"untrained encoder": encoders(method, kind)["student"]}
     if run is None:
         raise ValueError("subject 'run' needs a run")
-    method = load_student(run, card, device)
-    return {
-        "student": token_features(method.student.encoder, kind),
-        "teacher": token_features(method.teacher.encoder, kind),
-    }
+    return encoders(load_student(run, card, device), kind)
 
 
 def _epochs(
-    protocol: Linear,
-    encoders: list[Encode],
-    source: Source,
-    frames: int,
-    absent: AbsentBody,
-    seed: int,
+    protocol: Linear, encode: list[Encode], source: Source, see: See, random: See, seed: int
 ) -> Iterator[list[Tensor]]:
     """Training features of each epoch: of fresh random views, or of one fixed crop, once."""
     row_N = torch.as_tensor(source.table["row"].to_numpy().copy())
     if protocol.train_view == "centre":
-        features = extract(source, encoders, frames, centre=protocol.centre, absent_body=absent)
+        features = extract(source, encode, see)
         while True:
             yield features
     for epoch in range(protocol.epochs):
-        yield extract(
-            source,
-            encoders,
-            frames,
-            centre=protocol.centre,
-            absent_body=absent,
-            random=protocol.random,
-            key_N=fold(seed, epoch, row_N),
-        )
+        yield extract(source, encode, random, key_N=fold(seed, epoch, row_N))
 
 
 def labels(source: Source) -> Tensor:

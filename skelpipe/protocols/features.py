@@ -6,17 +6,23 @@ Letters: N samples, B bodies, T frames of the view, J joints, S temporal tokens,
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from skelpipe import distributed
-from skelpipe.config import Range, Settings
+from skelpipe.config import PCM3Recipe, Range, Recipe, Settings, SLiMRecipe
+from skelpipe.methods import Method
+from skelpipe.models.gru import SkeletonGRU
 from skelpipe.models.vit import SkeletonViT, Tokens
 from skelpipe.random import uniform
+from skelpipe.skeleton import Topology
 from skelpipe.stream.source import Batch, Source
 from skelpipe.views.augment import rotation
+from skelpipe.views.clips import crop_clips
+from skelpipe.views.modality import channels
 from skelpipe.views.sampling import (
     centre_interval,
     fold_bodies,
@@ -25,10 +31,14 @@ from skelpipe.views.sampling import (
     sample_frames,
 )
 
-Kind = Literal["patch", "class", "both"]
+Kind = Literal["patch", "class", "both", "last"]
+"""What stands for a row: SLiM's mean of patch tokens (S28, its default), class token, or both;
+PCM3's last frame."""
 AbsentBody = Literal["skip", "zeros", "copy"]
+See = Callable[[Batch], tuple[Tensor, Tensor]]
+"""Samples to rows of a view, shape (B, ...), and the sample of each row (B,)."""
 Encode = Callable[[Tensor], Tensor]
-"""Views (B, T, J, 3) to features (B, D)."""
+"""Rows of a view to features (B, D)."""
 
 
 class RandomView(Settings):
@@ -55,9 +65,44 @@ def token_features(encoder: SkeletonViT, kind: Kind) -> Encode:
     return encode
 
 
-def raw_features(x_BTJC: Tensor) -> Tensor:
+def last_frame(encoder: SkeletonGRU) -> Encode:
+    """PCM3's features of a clip: those of its last frame."""
+
+    def encode(x_NTC: Tensor) -> Tensor:
+        feature_ND: Tensor = encoder.pool(encoder(x_NTC.to(encoder.input_norm.weight.dtype)))
+        return feature_ND
+
+    return encode
+
+
+def raw_features(x: Tensor) -> Tensor:
     """The resampled skeleton itself, flattened: the floor that needs no learning."""
-    return x_BTJC.flatten(1)
+    return x.flatten(1)
+
+
+def default_kind(recipe: Recipe) -> Kind:
+    """The features that a method's paper evaluates."""
+    return "patch" if isinstance(recipe, SLiMRecipe) else "last"
+
+
+def encoders(method: Method, kind: Kind) -> dict[str, Encode]:
+    """Student and teacher as makers of features; the first is the headline (S28)."""
+    return {
+        "student": token_features(method.student.encoder, kind),
+        "teacher": token_features(method.teacher.encoder, kind),
+    }
+
+
+def viewer(
+    recipe: Recipe, topology: Topology, centre: float, random: RandomView | None = None
+) -> See:
+    """What makes the view of a recipe's method: see `view` and `clip`."""
+    if isinstance(recipe, SLiMRecipe):
+        views = recipe.views
+        return partial(
+            view, frames=views.frames, centre=centre, absent_body=views.absent_body, random=random
+        )
+    return partial(clip, recipe=recipe, topology=topology, centre=centre, random=random)
 
 
 def view(
@@ -81,22 +126,54 @@ def view(
         Coordinates of present bodies (B, T, J, 3), and the sample of each (B,).
     """
     bodies = fold_bodies(batch, absent_body)
-    if random is None:
-        interval = centre_interval(batch.frames_N, centre)
-        picked = sample_frames(*interval, frames, None)
-    else:
-        key_NV = batch.key_N[:, None]
-        whole = batch.frames_N[:, None]
-        interval = random_interval(
-            key_NV, torch.zeros_like(whole), whole, random.ratio, random.shortest
-        )
-        picked = sample_frames(*interval, frames, key_NV)
+    interval = _interval(batch, centre, random)
+    picked = sample_frames(*interval, frames, None if random is None else batch.key_N[:, None])
     x, present = gather_views(batch, bodies, picked)
     if random is not None:
-        angles = (2 * uniform(batch.key_N, "probe angles", 3) - 1) * random.rotation
-        x = x @ rotation(angles).mT[bodies.sample_B][:, None, None]
+        x = x @ _turn(batch, random)[bodies.sample_B][:, None, None]
     stands = present[:, 0].any(-1) | ~bodies.real_B
     return x[stands, 0], bodies.sample_B[stands]
+
+
+def clip(
+    batch: Batch,
+    recipe: PCM3Recipe,
+    topology: Topology,
+    *,
+    centre: float,
+    random: RandomView | None = None,
+) -> tuple[Tensor, Tensor]:
+    """PCM3's view of each sample, with channels for all bodies: a row is a sample.
+
+    Args:
+        batch: N samples.
+        recipe: Gives frames, bodies and stream.
+        topology: Whose bones the stream may need.
+        centre, random: See `view`; a training view is turned before bones or motion are taken.
+
+    Returns:
+        Channels (N, T, C), and 0 ... N - 1.
+    """
+    x_NMTJC = crop_clips(batch, *_interval(batch, centre, random), recipe.views)[:, 0]
+    if random is not None:
+        x_NMTJC = x_NMTJC @ _turn(batch, random)[:, None, None]
+    rows = torch.arange(len(batch), device=x_NMTJC.device)
+    return channels(x_NMTJC, recipe.views.modality, topology), rows
+
+
+def _interval(batch: Batch, centre: float, random: RandomView | None) -> tuple[Tensor, Tensor]:
+    if random is None:
+        return centre_interval(batch.frames_N, centre)
+    whole = batch.frames_N[:, None]
+    return random_interval(
+        batch.key_N[:, None], torch.zeros_like(whole), whole, random.ratio, random.shortest
+    )
+
+
+def _turn(batch: Batch, random: RandomView) -> Tensor:
+    """What a random view's coordinates are multiplied with from the right, shape (N, 3, 3)."""
+    angles = (2 * uniform(batch.key_N, "probe angles", 3) - 1) * random.rotation
+    return rotation(angles).mT
 
 
 def mean_over_bodies(features_BD: Tensor, sample_B: Tensor, samples: int) -> Tensor:
@@ -110,11 +187,8 @@ def mean_over_bodies(features_BD: Tensor, sample_B: Tensor, samples: int) -> Ten
 def extract(
     source: Source,
     encode: list[Encode],
-    frames: int,
+    see: See,
     *,
-    centre: float,
-    absent_body: AbsentBody,
-    random: RandomView | None = None,
     key_N: Tensor | None = None,
     chunk: int = 256,
 ) -> list[Tensor]:
@@ -123,7 +197,7 @@ def extract(
     Args:
         source: N samples.
         encode: One or more encoders; each view is drawn once for all of them.
-        frames, centre, absent_body, random: See `view`.
+        see: Makes the view, of `viewer`.
         key_N: Keys of random views.
         chunk: Samples at once.
 
@@ -136,7 +210,7 @@ def extract(
     for begin in range(first, last, chunk):
         places = torch.arange(begin, min(begin + chunk, last))
         batch = source.take(places, None if key_N is None else key_N[places])
-        x, sample_B = view(batch, frames, centre=centre, absent_body=absent_body, random=random)
+        x, sample_B = see(batch)
         for part, function in zip(parts, encode, strict=True):
             part.append(mean_over_bodies(function(x).float(), sample_B, len(batch)))
     return [_of_all_ranks(part, source.device) for part in parts]

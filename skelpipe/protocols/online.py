@@ -9,14 +9,15 @@ import torch
 
 from skelpipe.checkpoint import Run
 from skelpipe.errors import UserError
-from skelpipe.methods.slim import SLiM
+from skelpipe.methods import Method
 from skelpipe.protocols import knn
 from skelpipe.protocols.evaluate import Knn, accuracy, labels, load_protocol
-from skelpipe.protocols.features import extract, token_features
+from skelpipe.protocols.features import default_kind, encoders, extract, viewer
+from skelpipe.shards.card import read_card
 from skelpipe.stream.source import open_source, select
 
 
-def online_knn(run: Run, data: Path, device: torch.device) -> Callable[[SLiM], dict[str, float]]:
+def online_knn(run: Run, data: Path, device: torch.device) -> Callable[[Method], dict[str, float]]:
     """What takes a method in training and returns {"knn": accuracy in per cent}.
 
     As `skelpipe evaluate --protocol knn --val-subjects` has it for the student: the gallery is what
@@ -45,20 +46,13 @@ def online_knn(run: Run, data: Path, device: torch.device) -> Callable[[SLiM], d
     gallery = open_source(data, select(data, "train", without=held_out), device, kind)
     query = open_source(data, select(data, "train", subjects=held_out), device, kind)
     knn.check_gallery(protocol.k, len(gallery))
+    see = viewer(recipe, read_card(data).topology, protocol.centre)
 
-    def validate(method: SLiM) -> dict[str, float]:
+    def validate(method: Method) -> dict[str, float]:
         training = method.training
         method.eval()
-        query_ND, gallery_GD = (
-            extract(
-                source,
-                [token_features(method.student.encoder, "patch")],
-                recipe.views.frames,
-                centre=protocol.centre,
-                absent_body=recipe.views.absent_body,
-            )[0]
-            for source in (query, gallery)
-        )
+        student = encoders(method, default_kind(recipe))["student"]
+        query_ND, gallery_GD = (extract(source, [student], see)[0] for source in (query, gallery))
         method.train(training)
         label_G = labels(gallery)
         neighbours = knn.nearest(query_ND, gallery_GD, protocol.k)

@@ -12,10 +12,11 @@ import torch
 from matplotlib.figure import Figure
 
 from skelpipe.checkpoint import Run, complete_checkpoints, read_json
+from skelpipe.config import SLiMRecipe
 from skelpipe.methods import build_method
-from skelpipe.methods.slim import chance_loss
+from skelpipe.methods.slim import SLiM, chance_loss
 from skelpipe.protocols.evaluate import load_protocol, load_student
-from skelpipe.protocols.features import extract, token_features
+from skelpipe.protocols.features import default_kind, encoders, extract, viewer
 from skelpipe.random import fold
 from skelpipe.report.html import facts, picture, table, warnings, write_html
 from skelpipe.report.plots import (
@@ -124,12 +125,14 @@ def _pictures(
     data: Path | None,
     device: torch.device,
 ) -> list[str]:
+    recipe = run.recipe
+    assert isinstance(recipe, SLiMRecipe)  # the demo runs no other
     parts = []
     if metrics:
         parts += [
             "<h2>Pre-training</h2>",
             picture(
-                loss_figure(metrics, chance_loss(run.recipe)),
+                loss_figure(metrics, chance_loss(recipe)),
                 "loss curves",
                 "Means over short stretches of steps. A student that tells nothing apart has a "
                 "contrast loss of ln K. Collapse would show twice: the mean class target loses its "
@@ -145,7 +148,7 @@ def _pictures(
                 "views of two samples with their masks",
                 "Views of two training samples in the first epoch as the method draws them: "
                 "sampled, augmented, masked. Each stick figure is one temporal token of "
-                f"{run.recipe.encoder.patch_frames} frames (its middle frame, seen from the "
+                f"{recipe.encoder.patch_frames} frames (its middle frame, seen from the "
                 "front). The student is shown the coloured joints; what it predicts of the hollow "
                 "ones is compared with the teacher's answer, who sees the global views whole.",
             ),
@@ -189,6 +192,7 @@ def _views(run: Run, data: Path, count: int = 2) -> Figure:
     row_N = torch.as_tensor(table["row"].to_numpy().copy())
     batch = source.take(torch.arange(len(table)), fold(int(run.data["seed"]), 0, row_N))
     method = build_method(run.recipe, card.topology, int(run.data["seed"]))
+    assert isinstance(method, SLiM)
     bodies, globals_, locals_ = method.views(batch)
     names = [card.classes[label] for label in table["label"].to_pylist()]
     return views_figure(names, bodies.sample_B.tolist(), [globals_, *locals_], card.topology)
@@ -197,14 +201,10 @@ def _views(run: Run, data: Path, count: int = 2) -> Figure:
 def _features(run: Run, data: Path, device: torch.device) -> Figure:
     card = read_card(data)
     source = open_source(data, select(data, "test"), device, run.recipe.train.source)
-    encoder = load_student(run, card, device).student.encoder
-    (features_ND,) = extract(
-        source,
-        [token_features(encoder, "patch")],
-        run.recipe.views.frames,
-        centre=load_protocol("knn").centre,
-        absent_body=run.recipe.views.absent_body,
-    )
+    recipe, protocol = run.recipe, load_protocol("knn")
+    student = encoders(load_student(run, card, device), default_kind(recipe))["student"]
+    see = viewer(recipe, card.topology, protocol.centre)
+    (features_ND,) = extract(source, [student], see)
     labels_N = np.asarray(source.table["label"].to_numpy(), dtype=np.int64)
     return feature_map_figure(features_ND.cpu().numpy(), labels_N, card.classes)
 

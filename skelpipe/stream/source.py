@@ -43,6 +43,7 @@ class Batch:
         label_N: Class, from 0.
         row_N: Place of each sample in the prepared set's index: its number, wherever it is read.
         key_N: Keys of the random draws for (seed, epoch, sample); zeros outside training.
+        key: Of the draws for (seed, epoch, step), which a global batch shares, 0-d; as `key_N`.
         valid_N: False where a sample only fills up the batch and must not count.
     """
 
@@ -54,6 +55,7 @@ class Batch:
     label_N: Tensor
     row_N: Tensor
     key_N: Tensor
+    key: Tensor
     valid_N: Tensor
 
     def __len__(self) -> int:
@@ -144,6 +146,7 @@ class Resident:
             label_N=self.label_N[places],
             row_N=self.row_N[places],
             key_N=torch.zeros_like(places) if key_N is None else key_N.to(self.device),
+            key=places.new_zeros(()),
             valid_N=torch.ones_like(places, dtype=torch.bool),
         )
 
@@ -188,6 +191,7 @@ class Mapped:
             label_N=on_device(torch.from_numpy(payloads.label[chosen])),
             row_N=on_device(torch.from_numpy(payloads.row[chosen])),
             key_N=on_device(torch.zeros_like(places) if key_N is None else key_N),
+            key=torch.zeros((), dtype=torch.int64, device=self.device),
             valid_N=torch.ones(len(places), dtype=torch.bool, device=self.device),
         )
 

@@ -92,16 +92,34 @@ def sample_frames(start: Tensor, length: Tensor, frames: int, key_NV: Tensor | N
         gaps = _lowest(uniform(key_NV, "gap", frames + 1), length - frames)
         skipped = gaps[..., :frames].cumsum(-1)
         picked = torch.where(length >= 2 * frames, bin_start + within, place + skipped)
-    # Interpolation in integers: the place between two frames, in units of 1 / (2 W).
-    between = ((2 * place + 1) * length - frames).clamp(min=0)
-    low = between // (2 * frames)
-    weight = (between % (2 * frames)).to(torch.float64) / (2 * frames)
-    short = length < frames
-    last = length - 1
+    short, resized = length < frames, resize_frames(start, length[..., 0], frames)
     return Frames(
-        low=first + torch.where(short, low, picked),
-        high=first + torch.where(short, (low + 1).minimum(last), picked),
-        weight=torch.where(short & (low < last), weight, 0.0),
+        low=torch.where(short, resized.low, first + picked),
+        high=torch.where(short, resized.high, first + picked),
+        weight=torch.where(short, resized.weight, 0.0),
+    )
+
+
+def resize_frames(start: Tensor, length: Tensor, frames: int) -> Frames:
+    """Linear interpolation of intervals of L frames to W, pixel centres aligned.
+
+    As torch.nn.functional.interpolate with align_corners = False, in integers: frame w lies at
+    (w + 1/2) L / W - 1/2, at the first or last frame where that is beyond.
+
+    Args:
+        start, length: Intervals in frames, shape (N, V), int64.
+        frames: W.
+    """
+    length, first = length[..., None], start[..., None]
+    place, last = torch.arange(frames, device=length.device), length - 1
+    # In units of 1 / (2 W).
+    between = ((2 * place + 1) * length - frames).clamp(min=0)
+    low = (between // (2 * frames)).minimum(last)
+    weight = (between % (2 * frames)).to(torch.float64) / (2 * frames)
+    return Frames(
+        low=first + low,
+        high=first + (low + 1).minimum(last),
+        weight=torch.where(low < last, weight, 0.0),
     )
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from skelpipe.config import Recipe
+from skelpipe.config import SLiMRecipe
 from skelpipe.errors import UserError
 from skelpipe.methods import slim_views
 from skelpipe.methods.slim import SLiM, chance_loss
@@ -692,7 +692,7 @@ def test_a_host_waits_for_a_device_only_while_views_are_drawn(
     assert waits.count == 0
 
 
-def train_steps(recipe: Recipe, steps: int) -> list[float]:
+def train_steps(recipe: SLiMRecipe, steps: int) -> list[float]:
     torch.manual_seed(0)
     method = SLiM(recipe, KINECT)
     optimiser = build_optimiser(method.student, recipe)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -36,7 +37,8 @@ def encoder() -> SkeletonViT:
 
 def features(source: Resident | Mapped, kind: Kind = "patch", chunk: int = 256) -> Tensor:
     encode = token_features(encoder(), kind)
-    return extract(source, [encode], 8, centre=0.95, absent_body="skip", chunk=chunk)[0]
+    see = partial(view, frames=8, centre=0.95, absent_body="skip")
+    return extract(source, [encode], see, chunk=chunk)[0]
 
 
 def test_features_are_means_over_tokens_and_bodies(source: Resident) -> None:
@@ -69,13 +71,14 @@ def test_resident_and_mapped_sets_have_the_same_features(tmp_path: Path) -> None
 
 
 def test_several_encoders_see_the_same_views(source: Resident) -> None:
-    settings = {"centre": 0.95, "absent_body": "skip", "random": RandomView(shortest=2)}
+    random = RandomView(shortest=2)
+    see = partial(view, frames=8, centre=0.95, absent_body="skip", random=random)
     keys = fold(0, torch.arange(len(source)))
-    one, two = extract(source, [raw_features, raw_features], 8, key_N=keys, **settings)  # type: ignore[arg-type]
+    one, two = extract(source, [raw_features, raw_features], see, key_N=keys)
     assert torch.equal(one, two)
-    (again,) = extract(source, [raw_features], 8, key_N=keys, chunk=5, **settings)  # type: ignore[arg-type]
+    (again,) = extract(source, [raw_features], see, key_N=keys, chunk=5)
     assert torch.allclose(again, one, atol=1e-6)
-    (other,) = extract(source, [raw_features], 8, key_N=keys + 1, **settings)  # type: ignore[arg-type]
+    (other,) = extract(source, [raw_features], see, key_N=keys + 1)
     assert not torch.allclose(other, one, atol=1e-3)
 
 

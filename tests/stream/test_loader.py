@@ -46,6 +46,7 @@ class Numbers:
             label_N=ones,
             row_N=places + 5,
             key_N=torch.zeros_like(places) if key_N is None else key_N,
+            key=torch.zeros((), dtype=torch.int64),
             valid_N=ones.bool(),
         )
 

@@ -1,36 +1,13 @@
-"""A recipe: what decides a pre-training run. Defaults < base recipe < recipe < --set key=value."""
+"""SLiM's settings; its recipe."""
 
 from __future__ import annotations
 
-import tomllib
-from collections.abc import Iterable, Sequence
-from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
-from skelpipe.errors import UserError, nearest
-from skelpipe.manifest import manifest_names, read_manifest
-
-
-def _ordered(pair: tuple[float, float]) -> tuple[float, float]:
-    if not 0 < pair[0] <= pair[1]:
-        raise ValueError("a range is two positive numbers, the smaller one first")
-    return pair
-
-
-Range = Annotated[tuple[float, float], AfterValidator(_ordered)]
-"""Smallest and largest value of a draw."""
-FromTo = tuple[float, float]
-"""First and last value of a schedule."""
-Temperature = Annotated[float, Field(ge=0.02)]
-"""Of a softmax over logits in [-1, 1]: float32 holds exp(1 / 0.02)."""
-
-
-class Settings(BaseModel):
-    """A frozen table of settings; an unknown key is an error."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
+from skelpipe.config.recipe import AnyRecipe
+from skelpipe.config.settings import FromTo, Range, Settings, Temperature
 
 
 class LocalView(Settings):
@@ -147,30 +124,9 @@ class Optim(Settings):
     momentum: FromTo = Field((0.994, 1.0), description="teacher's, cosine (S24)")
 
 
-class Train(Settings):
-    """How long, how much at once, and how exactly."""
+class SLiMRecipe(AnyRecipe):
+    """A run of SLiM."""
 
-    epochs: int = Field(150, ge=1)
-    batch: int = Field(768, ge=1, description="global batch")
-    micro_batch: int = Field(0, ge=0, description="samples at once on a device; 0: what fits")
-    tail: Literal["drop", "carry"] = Field(
-        "drop", description="samples beyond an epoch's last full batch; carry: they open the next"
-    )
-    precision: Literal["float32", "bf16", "float64"] = "float32"
-    compile: bool = Field(False, description="torch.compile the encoder")
-    source: Literal["resident", "mapped"] = "resident"
-    workers: int = Field(0, ge=0, description="threads that read ahead; a resident set needs none")
-    keep: int = Field(2, ge=1, description="checkpoints kept")
-    checkpoint_every: int = Field(10, ge=1, description="epochs between checkpoints")
-    knn_every: int = Field(0, ge=0, description="epochs between k-NN on held-out subjects; 0: none")
-
-
-class Recipe(Settings):
-    """One pre-training run, but for its data, seed and place."""
-
-    kind: Literal["recipe"] = "recipe"
-    name: str
-    title: str = ""
     method: Literal["slim"] = "slim"
     pipeline: str = "ctrgcn"
     views: Views = Views()
@@ -180,7 +136,6 @@ class Recipe(Settings):
     head: Head = Head()
     loss: Loss = Loss()
     optim: Optim = Optim()
-    train: Train = Train()
 
     @model_validator(mode="after")
     def _heads_fit(self) -> Self:
@@ -223,7 +178,6 @@ class Recipe(Settings):
         return self
 
     def readings(self) -> list[str]:
-        """The paper's gaps as this run reads them ("our reading"), for every table."""
         return [
             "S4, S5 tube area " + ("overshoots" if self.mask.overshoot else "trimmed to the ratio"),
             f"S6 contiguous = {self.mask.subset}",
@@ -254,144 +208,3 @@ class Recipe(Settings):
             "scaling of each axis by 1 +- 0.2": augment.scaling == "axes",
         }
         return [f"S39 limited = {what}" for what, has in limited.items() if has]
-
-
-SettingsT = TypeVar("SettingsT", bound=Settings)
-
-
-def load_recipe(name: str, changes: Sequence[str] = (), *, base: str | None = None) -> Recipe:
-    """A recipe by packaged name or path of a TOML file, with ``key=value`` changes applied.
-
-    A recipe may name another one as its ``base``, packaged or (a path ending with ".toml", from the
-    recipe's own folder) a file. Defaults < base < recipe < changes; tables merge key by key, all
-    other values, lists too, are replaced whole. Name and title are each recipe's own.
-
-    Args:
-        name: The recipe.
-        changes: Settings that win over all.
-        base: Stands in for the base that the recipe names.
-
-    Raises:
-        UserError: Unknown recipe, base or key (with the nearest), a circle of bases, or a value
-            that does not fit.
-    """
-    table = _read_recipe(name)
-    if base is not None:
-        table["base"] = base
-    table = apply_changes(_on_its_base(table, name), changes)
-    return build(Recipe, table, what=f"recipe '{name}'")
-
-
-def _read_recipe(name: str) -> dict[str, Any]:
-    """The table of a recipe as it stands in its file."""
-    path = Path(name)
-    if path.suffix != ".toml":
-        return read_manifest("recipe", name)
-    try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise UserError(
-            "the recipe cannot be read",
-            file=path,
-            found=error,
-            remedy=f"or name a packaged one: {', '.join(manifest_names('recipe'))}",
-        ) from error
-    return {"name": path.stem, **table}
-
-
-def _on_its_base(table: dict[str, Any], name: str, above: tuple[str, ...] = ()) -> dict[str, Any]:
-    """A recipe's table merged onto its base's, and that one onto its own.
-
-    Args:
-        table: The recipe's own.
-        name: Its name or path.
-        above: The recipes that stand on this one.
-    """
-    if "base" not in table:
-        return table
-    chain = (*above, str(Path(name).resolve()) if name.endswith(".toml") else name)
-    base = table["base"]
-    if not isinstance(base, str):
-        raise UserError(f"the base of recipe '{name}' is no name", found=base)
-    if base.endswith(".toml"):
-        base = str((Path(name).parent / base).resolve())
-    elif base not in manifest_names("recipe"):
-        raise UserError(
-            f"recipe '{name}' has an unknown base '{base}'",
-            remedy=nearest(base, manifest_names("recipe")),
-        )
-    if base in chain:
-        raise UserError(
-            f"recipe '{name}' stands on itself", place="base", found=" on ".join((*chain, base))
-        )
-    own = {key: value for key, value in table.items() if key != "base"}
-    below = _on_its_base(_read_recipe(base), base, chain)
-    return _merged({key: below[key] for key in below if key not in ("name", "title")}, own)
-
-
-def _merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
-    result = dict(below)
-    for key, value in above.items():
-        under = result.get(key)
-        if isinstance(under, dict) and isinstance(value, dict):
-            value = _merged(under, value)
-        result[key] = value
-    return result
-
-
-def apply_changes(table: dict[str, Any], changes: Iterable[str]) -> dict[str, Any]:
-    """A copy of a table with ``section.key=value`` changes; values are TOML, else plain strings."""
-    result: dict[str, Any] = {
-        key: dict(value) if isinstance(value, dict) else value for key, value in table.items()
-    }
-    for change in changes:
-        key, equals, text = change.partition("=")
-        if not equals or not key.strip():
-            raise UserError(
-                f"'{change}' is no setting", expected="key=value, such as train.epochs=20"
-            )
-        try:
-            value = tomllib.loads(f"value = {text}")["value"]
-        except tomllib.TOMLDecodeError:
-            value = text.strip()
-        *sections, last = key.strip().split(".")
-        target = result
-        for section in sections:
-            target = target.setdefault(section, {})
-            if not isinstance(target, dict):
-                raise UserError(f"'{key}' is no setting", found=f"'{section}' is a value")
-        target[last] = value
-    return result
-
-
-def build(model: type[SettingsT], table: dict[str, Any], *, what: str) -> SettingsT:
-    """Validate a table; the first fault becomes a UserError that names key, value and remedy."""
-    try:
-        return model.model_validate(table)
-    except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])
-        if first["type"] == "extra_forbidden":
-            if isinstance(first["input"], dict) and first["input"]:
-                key += f".{next(iter(first['input']))}"
-            raise UserError(
-                f"{what} has no setting '{key}'", remedy=nearest(key, setting_names(model))
-            ) from error
-        raise UserError(
-            f"a setting of {what} does not fit",
-            place=key,
-            found=first.get("input") if first["loc"] else "",
-            expected=first["msg"].removeprefix("Value error, "),
-        ) from error
-
-
-def setting_names(model: type[BaseModel], prefix: str = "") -> list[str]:
-    """All settings of a model as ``section.key``."""
-    names: list[str] = []
-    for name, field in model.model_fields.items():
-        inner = field.annotation
-        if isinstance(inner, type) and issubclass(inner, BaseModel):
-            names += setting_names(inner, f"{prefix}{name}.")
-        else:
-            names.append(prefix + name)
-    return names
