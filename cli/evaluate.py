@@ -49,8 +49,11 @@ def evaluate(
         str | None, typer.Option(help="For a floor without a run: whose encoder and view.")
     ] = None,
     features: Annotated[
-        Features, typer.Option(help="Mean of patch tokens, class token, or both joined.")
-    ] = Features.patch,
+        Features | None,
+        typer.Option(
+            help="Of SLiM: mean of patch tokens, class token, or both joined. [default: patch]"
+        ),
+    ] = None,
     change: Annotated[
         list[str] | None, typer.Option("--set", help="Change the protocol: k=5. Repeatable.")
     ] = None,
@@ -139,7 +142,7 @@ def evaluate(
             subject="random-init" if random_init else "raw" if raw_features else "run",
             device=where,
             run=found,
-            kind=features.value,
+            kind=features.value if features else None,
             val_subjects=held_out,
             seed=seed,
             report=report,

@@ -242,10 +242,10 @@ def check_recipe(state: Mapping[str, Any], recipe: Recipe) -> None:
         UserError: A setting that decides the weights is another; the first one is named.
     """
     saved, now = _flat(state.get("recipe", {})), _flat(recipe.model_dump(mode="json"))
-    for name in saved.keys() - set(_FREE):
-        if saved[name] != now.get(name):
+    for name in saved:  # the method first: it stands before its sections
+        if name not in _FREE and saved[name] != now.get(name):
             raise UserError(
-                "the run cannot be continued with another recipe",
+                "the checkpoint was saved under another recipe",
                 place=name,
                 found=now.get(name, "no such setting"),
                 expected=saved[name],

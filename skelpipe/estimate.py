@@ -70,8 +70,9 @@ def micro_batch(recipe: Recipe, *, bodies: float, joints: int, device: torch.dev
     """
     if recipe.train.micro_batch:
         return recipe.train.micro_batch
-    assert isinstance(recipe, SLiMRecipe)
     share = max(recipe.train.batch // distributed.world(), 1)
+    if not isinstance(recipe, SLiMRecipe):
+        return share
     room = min(memory_of(device) * 2 / 3, _ROOM) - _fixed(recipe, joints)
     fitting = max(int(room / _of_a_sample(recipe, bodies, joints)), 1)
     return math.ceil(share / math.ceil(share / fitting))

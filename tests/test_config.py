@@ -20,6 +20,8 @@ from skelpipe.config import (
 )
 from skelpipe.errors import UserError
 from skelpipe.manifest import manifest_names
+from skelpipe.models.decoder import MotionDecoder
+from skelpipe.models.gru import SkeletonGRU
 from skelpipe.models.heads import PrototypeHead
 from skelpipe.models.vit import SkeletonViT
 from skelpipe.protocols.evaluate import load_protocol
@@ -27,11 +29,13 @@ from skelpipe.views.augment import skeleton_aware
 
 PACKAGE = Path(skelpipe.__file__).parent
 # Sections handed over whole, and who must take each of their settings by name.
-HANDED_OVER: dict[str, Callable[..., Any]] = {
-    "augment": skeleton_aware,
-    "encoder": SkeletonViT.__init__,
-    "head": PrototypeHead.__init__,
-}
+HANDED_OVER: list[tuple[str, Callable[..., Any]]] = [
+    ("augment", skeleton_aware),
+    ("encoder", SkeletonViT.__init__),
+    ("encoder", SkeletonGRU.__init__),
+    ("decoder", MotionDecoder.__init__),
+    ("head", PrototypeHead.__init__),
+]
 
 
 @pytest.mark.parametrize("name", manifest_names("recipe"))
@@ -308,7 +312,7 @@ def test_every_setting_is_read_somewhere() -> None:
     read = set().union(
         *(settings_read(ast.parse(path.read_text(encoding="utf-8"))) for path in files)
     )
-    for section, taker in HANDED_OVER.items():
+    for section, taker in HANDED_OVER:
         names = set(inspect.signature(taker).parameters)
         code = ast.parse(inspect.getsource(inspect.getmodule(taker)))  # type: ignore[arg-type]
         used = {node.id for node in ast.walk(code) if isinstance(node, ast.Name)}

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from builders import CPU, TINY, tiny_recipe, write_set
+from builders import CPU, TINY, tiny_pcm3_recipe, tiny_recipe, write_set
 from safetensors.torch import load_file
 
 from skelpipe import distributed
@@ -24,13 +24,15 @@ from skelpipe.train import read_metrics, start_run, train
 
 EXACT = ("train.precision=float64", "train.batch=16", "train.epochs=13")  # 52 steps of 64 samples
 
+PCM3_EXACT = ("train.precision=float64", "train.batch=16", "train.epochs=5", "loss.queue=37")
+
 # What each of two ranks does; it writes what it found to a file of its own.
 WORKER = """
 import json, sys
 from functools import partial
 from pathlib import Path
 import torch
-from builders import tiny_recipe
+from builders import tiny_pcm3_recipe, tiny_recipe
 from safetensors.torch import save_file
 from skelpipe import distributed
 from skelpipe.checkpoint import read_run
@@ -40,7 +42,7 @@ from skelpipe.stream.source import open_source, select
 from skelpipe.train import start_run, train
 
 torch.set_num_threads(1)
-folder, data, damaged = (Path(word) for word in sys.argv[1:4])
+folder, data, damaged, agcn = (Path(word) for word in sys.argv[1:5])
 cpu = torch.device("cpu")
 found = {}
 
@@ -51,8 +53,9 @@ def refused(name, work):
         found[name] = str(error)
 
 def begin(name, data, *changes):
+    recipe = (tiny_pcm3_recipe if data == agcn else tiny_recipe)(*changes)
     def start():
-        return str(start_run(folder / name, tiny_recipe(*changes), data, seed=1).folder)
+        return str(start_run(folder / name, recipe, data, seed=1).folder)
     return read_run(Path(distributed.first_rank_alone(start)))
 
 with distributed.process_group(cpu, 60):
@@ -60,10 +63,10 @@ with distributed.process_group(cpu, 60):
     rows, first = distributed.gather_rows(torch.full((1 + 2 * rank, 2), float(rank)))
     found["gathered"] = [rows[:, 0].tolist(), first]
     found["any"] = distributed.on_any_rank(rank == 1, False, device=cpu)
-    for name in ("exact", "single"):
-        changes = json.loads(sys.argv[4])[name]
+    for name, changes in json.loads(sys.argv[5]).items():
+        given = agcn if name == "pcm3" else data
         last = 1 if name == "single" else None
-        train(begin(name, data, *changes), data, device=cpu, stop_after=last)
+        train(begin(name, given, *changes), given, device=cpu, stop_after=last)
     refused("again", lambda: begin("exact", data))
     odd = begin("odd", data, "train.batch=15")
     refused("odd", lambda: train(odd, data, device=cpu))
@@ -115,8 +118,10 @@ def ranks(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     content = bytearray(shard.read_bytes())
     content[700] ^= 1  # in the first sample's payload
     shard.write_bytes(content)
-    recipes = {"exact": EXACT, "single": ("train.batch=16", "train.epochs=13")}
-    code, out = torchrun(folder / "worker.py", folder, data, damaged, json.dumps(recipes))
+    agcn = write_set(folder / "agcn", train=64, pipeline="agcn")
+    recipes = {"exact": EXACT, "single": ("train.batch=16", "train.epochs=13"), "pcm3": PCM3_EXACT}
+    words = (folder, data, damaged, agcn, json.dumps(recipes))
+    code, out = torchrun(folder / "worker.py", *words)
     assert code == 0, out
     return folder
 
@@ -158,6 +163,19 @@ def test_losses_and_gradients_do_not_depend_on_the_division(
     others = load_file(Run(ranks / "exact", run.recipe, {}).checkpoint() / "student.safetensors")
     for name, tensor in weights.items():
         assert float((others[name] - tensor).abs().max()) < 1e-9, name
+
+
+def test_pcm3_does_not_depend_on_the_number_of_ranks(ranks: Path, tmp_path: Path) -> None:
+    data = ranks / "agcn"
+    run = start_run(tmp_path / "run", tiny_pcm3_recipe(*PCM3_EXACT), data, seed=1)
+    train(run, data, device=CPU)
+    assert len(read_metrics(run.folder)) == 20
+    assert differences(ranks / "pcm3", run) < 1e-9
+    other = Run(ranks / "pcm3", run.recipe, {}).checkpoint()
+    for network in ("student", "teacher"):  # the queue and all statistics are in them
+        tensors = [load_file(path / f"{network}.safetensors") for path in (run.checkpoint(), other)]
+        for name, tensor in tensors[0].items():
+            assert float((tensors[1][name] - tensor).abs().max()) < 1e-9, name
 
 
 def test_the_first_step_agrees_in_float32(ranks: Path, data: Path, tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from skelpipe.config import Recipe, SLiMRecipe
 from skelpipe.estimate import micro_batch
 from skelpipe.manifest import load_dataset, load_topology
 from skelpipe.methods import build_method
+from skelpipe.methods.slim import SLiM
 from skelpipe.optim import build_optimiser
 from skelpipe.roofline import DTYPES, Peaks, Work, measure_peaks, step_rows
 from skelpipe.stream.loader import Loader
@@ -123,7 +124,7 @@ def step(recipe: Recipe, device: torch.device, *, steps: int = 5) -> Step:
     peaks = measure_peaks(device, DTYPES[recipe.train.precision])
     loader = Loader(Generated(2 * recipe.train.batch, joints, device), recipe.train.batch, 0)
     method = build_method(recipe, topology, 0).to(device)
-    if recipe.train.compile:
+    if recipe.train.compile and isinstance(method, SLiM):
         compile_blocks(method)
     optimiser = build_optimiser(method.student, recipe)
     if device.type == "cuda":

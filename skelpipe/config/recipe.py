@@ -33,4 +33,6 @@ class AnyRecipe(Settings):
     kind: Literal["recipe"] = "recipe"
     name: str
     title: str = ""
+    method: str
+    pipeline: str
     train: Train = Train()

@@ -12,7 +12,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from skelpipe.checkpoint import Run, load_network, write_json
+from skelpipe.checkpoint import Run, check_recipe, load_network, read_json, write_json
 from skelpipe.config import Recipe, Settings, apply_changes, build
 from skelpipe.errors import UserError
 from skelpipe.manifest import read_manifest
@@ -190,6 +190,7 @@ def load_student(run: Run, card: Card, device: torch.device) -> Method:
     """The run's method with the student and teacher of its newest complete checkpoint."""
     method = build_method(run.recipe, card.topology, int(run.data["seed"]))
     checkpoint = run.checkpoint()
+    check_recipe(read_json(checkpoint / "state.json"), run.recipe)
     load_network(checkpoint, "student", method.student)
     load_network(checkpoint, "teacher", method.teacher)
     return method.to(device).eval()

@@ -14,7 +14,9 @@ from torch import Tensor
 
 from skelpipe import distributed
 from skelpipe.config import PCM3Recipe, Range, Recipe, Settings, SLiMRecipe
+from skelpipe.errors import UserError
 from skelpipe.methods import Method
+from skelpipe.methods.slim import SLiM
 from skelpipe.models.gru import SkeletonGRU
 from skelpipe.models.vit import SkeletonViT, Tokens
 from skelpipe.random import uniform
@@ -86,10 +88,24 @@ def default_kind(recipe: Recipe) -> Kind:
 
 
 def encoders(method: Method, kind: Kind) -> dict[str, Encode]:
-    """Student and teacher as makers of features; the first is the headline (S28)."""
+    """Student and teacher as makers of features; the first is the headline (S28).
+
+    Raises:
+        UserError: Features that the method does not have.
+    """
+    if isinstance(method, SLiM) == (kind == "last"):
+        raise UserError(
+            f"method {method.recipe.method} has no features '{kind}'",
+            remedy="leave out --features",
+        )
+    if isinstance(method, SLiM):
+        return {
+            "student": token_features(method.student.encoder, kind),
+            "teacher": token_features(method.teacher.encoder, kind),
+        }
     return {
-        "student": token_features(method.student.encoder, kind),
-        "teacher": token_features(method.teacher.encoder, kind),
+        "student": last_frame(method.student.encoder),
+        "teacher": last_frame(method.teacher.encoder),
     }
 
 

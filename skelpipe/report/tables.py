@@ -17,6 +17,7 @@ _FEATURES = {
     "patch": "patch mean",
     "class": "class token",
     "both": "patch mean + class token",
+    "last": "last frame",
 }
 
 
