@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from skelpipe.config import SLiMRecipe, apply_changes, build
+from skelpipe.config import PCM3Recipe, SLiMRecipe, apply_changes, build
 from skelpipe.manifest import load_topology
 from skelpipe.random import fold
 from skelpipe.shards.card import (
@@ -49,9 +49,27 @@ TINY: dict[str, Any] = {
     "train": {"epochs": 2, "batch": 4, "checkpoint_every": 1},
 }
 
+TINY_PCM3: dict[str, Any] = {
+    "kind": "recipe",
+    "name": "tiny-pcm3",
+    "method": "pcm3",
+    "views": {"frames": 16, "shortest": 8},
+    "mask": {"clips": 4},
+    "mix": {"steps": 8, "length": [3, 5]},
+    "encoder": {"layers": 2, "hidden": 8},
+    "decoder": {"hidden": 6},
+    "prompts": {"width": 3},
+    "loss": {"embedding": 5, "queue": 11},
+    "train": {"epochs": 2, "batch": 4, "checkpoint_every": 1},
+}
+
 
 def tiny_recipe(*changes: str) -> SLiMRecipe:
     return build(SLiMRecipe, apply_changes(TINY, changes), what="recipe 'tiny'")
+
+
+def tiny_pcm3_recipe(*changes: str) -> PCM3Recipe:
+    return build(PCM3Recipe, apply_changes(TINY_PCM3, changes), what="recipe 'tiny-pcm3'")
 
 
 def recording(

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from skelpipe.config.pcm3 import Views
 from skelpipe.stream.source import Batch
-from skelpipe.views.sampling import fold_bodies, resize_frames, tabulate
+from skelpipe.views.sampling import resize_frames
 
 
 def crop_clips(batch: Batch, start_NV: Tensor, length_NV: Tensor, views: Views) -> Tensor:
@@ -21,23 +21,19 @@ def crop_clips(batch: Batch, start_NV: Tensor, length_NV: Tensor, views: Views) 
         views: Gives T and M, the slots for bodies; further bodies are left out, absent ones zero.
 
     Returns:
-        Shape (N, V, M, T, J, 3).
+        Shape (N, V, M, T, J, 3), metres.
     """
-    bodies = fold_bodies(batch)
-    table = tabulate(batch, bodies)
     frames = resize_frames(start_NV, length_NV, views.frames)
-    first_N = batch.bodies_N.cumsum(0) - batch.bodies_N
-    slot_M = torch.arange(views.bodies, device=first_N.device)
-    body_NM = first_N[:, None] + slot_M
+    slot_M = torch.arange(views.bodies, device=start_NV.device)
     exists_NM = slot_M < batch.bodies_N[:, None]
-    begin_NM = table.start_B[torch.where(exists_NM, body_NM, 0)]
-    zeros = len(table.present_R) - 1
+    begin_NM = batch.start_N[:, None] + torch.where(exists_NM, slot_M * batch.frames_N[:, None], 0)
 
-    def rows(frame_NVT: Tensor) -> Tensor:
+    def gather(frame_NVT: Tensor) -> Tensor:
         row_NVMT = begin_NM[:, None, :, None] + frame_NVT[:, :, None]
-        return torch.where(exists_NM[:, None, :, None], row_NVMT, zeros)
+        return batch.flat_RJC.index_select(0, row_NVMT.flatten()).view(*row_NVMT.shape, -1, 3)
 
-    x_CRJ = table.x_CRJ
-    low, high = x_CRJ[:, rows(frames.low)], x_CRJ[:, rows(frames.high)]
-    share = frames.weight.to(x_CRJ.dtype)[:, :, None, :, None]
-    return (low + (high - low) * share).movedim(0, -1)
+    low, high = gather(frames.low), gather(frames.high)
+    share = frames.weight.to(low.dtype)[:, :, None, :, None, None]
+    # Operation by operation: what is fused may round otherwise here than there.
+    low += high.sub_(low).mul_(share)
+    return low.masked_fill_(~exists_NM[:, None, :, None, None, None], 0)

@@ -89,7 +89,7 @@ def sample_frames(start: Tensor, length: Tensor, frames: int, key_NV: Tensor | N
         bin_size = (place + 1) * length // frames - bin_start
         within = below(key_NV, "frame of bin", frames, bin_size.clamp(min=1))
         # W + 1 places for a gap of one frame; the L - W lowest hashes get one.
-        gaps = _lowest(uniform(key_NV, "gap", frames + 1), length - frames)
+        gaps = lowest(uniform(key_NV, "gap", frames + 1), length - frames)
         skipped = gaps[..., :frames].cumsum(-1)
         picked = torch.where(length >= 2 * frames, bin_start + within, place + skipped)
     short, resized = length < frames, resize_frames(start, length[..., 0], frames)
@@ -123,14 +123,15 @@ def resize_frames(start: Tensor, length: Tensor, frames: int) -> Frames:
     )
 
 
-def _lowest(draws: Tensor, count: Tensor) -> Tensor:
+def lowest(draws: Tensor, count: int | Tensor) -> Tensor:
     """True at the ``count`` lowest of the last axis; of equal draws the earlier is the lower.
 
     Args:
         draws: Of `uniform`, shape (..., M).
-        count: Shape (..., 1); all are taken where it is above M.
+        count: A number, or one for each row, shape (..., 1); all are taken where it is above M.
     """
     size = draws.shape[-1]
+    count = torch.as_tensor(count, device=draws.device).expand(*draws.shape[:-1], 1)
     # Made distinct by their place: sorted once, the last one taken tells all others.
     place = torch.arange(size, device=draws.device)
     distinct = (draws * 2.0**24).long() * size + place

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -14,7 +15,9 @@ from skelpipe.views.sampling import (
     centre_interval,
     fold_bodies,
     gather_views,
+    lowest,
     random_interval,
+    resize_frames,
     sample_frames,
 )
 
@@ -68,6 +71,31 @@ def test_frames_equal_a_literal_loop(window: int, random: bool) -> None:
         assert frames.low[0, view].tolist() == [low for low, _, _ in wanted]
         assert frames.high[0, view].tolist() == [high for _, high, _ in wanted]
         assert frames.weight[0, view].tolist() == pytest.approx([w for _, _, w in wanted], abs=1e-6)
+
+
+@pytest.mark.parametrize("window", [2, 7, 64])
+def test_resized_frames_lie_where_pixel_centres_do(window: int) -> None:
+    start = LENGTHS * 7 % 50
+    frames = resize_frames(start[None], LENGTHS[None], window)
+    for view, length in enumerate(LENGTHS.tolist()):
+        for place in range(window):
+            where = (place + Fraction(1, 2)) * Fraction(length, window) - Fraction(1, 2)
+            where = min(max(where, Fraction(0)), Fraction(length - 1))
+            low, high = int(frames.low[0, view, place]), int(frames.high[0, view, place])
+            begin = int(start[view])
+            assert low == begin + math.floor(where)
+            assert high == min(low + 1, begin + length - 1)
+            assert float(frames.weight[0, view, place]) == float(where - math.floor(where))
+
+
+def test_the_lowest_are_as_many_as_asked_for_and_earlier_ones_of_equals() -> None:
+    draws = torch.tensor([[0.5, 0.25, 0.5, 0.0, 0.5], [0.5, 0.5, 0.5, 0.5, 0.25]])
+    assert lowest(draws, 3).tolist() == [
+        [True, True, False, True, False],
+        [True, True, False, False, True],
+    ]
+    assert lowest(draws, torch.tensor([[0], [9]])).sum(1).tolist() == [0, 5]
+    assert lowest(draws, 0).sum() == 0
 
 
 @pytest.mark.parametrize("window", WINDOWS)
