@@ -24,6 +24,7 @@ from skelpipe.models.decoder import MotionDecoder
 from skelpipe.models.gru import SkeletonGRU
 from skelpipe.models.heads import PrototypeHead
 from skelpipe.models.vit import SkeletonViT
+from skelpipe.optim import dropped_rate
 from skelpipe.protocols.evaluate import load_protocol
 from skelpipe.views.augment import skeleton_aware
 
@@ -326,3 +327,55 @@ def test_every_setting_has_a_default() -> None:
     recipe = SLiMRecipe(name="plain")
     assert recipe.views.frames % recipe.encoder.patch_frames == 0
     assert PCM3Recipe(name="plain").pipeline == "agcn"
+
+
+def test_the_pcm3_recipe_has_the_papers_numbers() -> None:
+    recipe = load_recipe("pcm3")
+    assert isinstance(recipe, PCM3Recipe)
+    assert (recipe.train.epochs, recipe.train.batch, recipe.pipeline) == (450, 128, "agcn")
+    optim, loss = recipe.optim, recipe.loss
+    assert (optim.lr, optim.sgd_momentum, optim.weight_decay) == (0.02, 0.9, 1e-4)
+    assert (optim.drop_after, optim.drop_to) == (350 / 450, 0.1)
+    assert dropped_rate(recipe, 350 / 450) == pytest.approx(0.002)
+    assert dropped_rate(recipe, 349.99 / 450) == 0.02
+    assert (loss.queue, loss.temperature, loss.embedding) == (16384, 0.07, 128)
+    assert (loss.teacher_temperature, loss.student_temperature) == (0.05, 0.1)
+    assert (loss.mask_weight, loss.kl_weight) == (40.0, 1.0)
+    assert (recipe.encoder.layers, recipe.encoder.hidden) == (3, 1024)
+    assert (recipe.decoder.layers, recipe.decoder.hidden) == (2, 512)
+    assert (recipe.prompts.width, recipe.mask.ratio) == (128, 0.6)
+    hidden = {"name", "title"}
+    assert recipe.model_dump(exclude=hidden) == PCM3Recipe(name="x").model_dump(exclude=hidden)
+
+
+@pytest.mark.parametrize("stream", ["bone", "motion"])
+def test_the_other_streams_differ_as_released(stream: str) -> None:
+    joint, other = load_recipe("pcm3").model_dump(), load_recipe(f"pcm3-{stream}").model_dump()
+    joint["views"]["modality"] = stream
+    joint["prompts"] |= {"domain": "none", "task": False}
+    joint["loss"] |= {"kl_weight": 0.0, "detach_predicted": True}
+    names = {"name": other["name"], "title": other["title"]}
+    assert joint | names == other
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ("loss.queue=100", "queue .loss.queue. of 100 does not hold the keys of a batch of 128"),
+        ("train.batch=2", "mixing needs a batch of three at least, not 2"),
+        ("train.micro_batch=32", "its batch norms take their statistics of the whole batch"),
+        ("train.compile=true", "a GRU gains nothing by it"),
+        ("mask.clips=7", "views of 64 frames do not divide into mask.clips 7"),
+        ("mix.length=[7, 17]", "does not fit mix.steps"),
+        ("mix.parts=[3, 2]", "the smaller one first"),
+        ("mix.cut=0.9", "a sum of at most 1"),
+        ("prompts.width=2000", "larger than encoder.hidden 1024"),
+        ("loss.positives=['mask', 'mask']", "names a view twice"),
+        ("loss.positives=['masks']", "'intra', 'inter', 'mask' or 'predict'"),
+        ("head.prototypes=4", "has no setting 'head.prototypes'"),
+        ("method=slimm", "unknown method 'slimm'"),
+    ],
+)
+def test_what_pcm3_cannot_run_is_refused(change: str, said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        load_recipe("pcm3", [change])

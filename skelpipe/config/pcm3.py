@@ -6,7 +6,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from skelpipe.config.recipe import AnyRecipe
+from skelpipe.config import recipe
 from skelpipe.config.settings import Range, Settings, Temperature
 
 Positive = Literal["intra", "inter", "mask", "predict"]
@@ -112,11 +112,19 @@ class Optim(Settings):
     momentum: float = Field(0.999, ge=0, le=1, description="key encoder's")
 
 
-class PCM3Recipe(AnyRecipe):
+class Train(recipe.Train):
+    """As long and as large as the paper's (Sec. 4.2)."""
+
+    epochs: int = Field(450, ge=1)
+    batch: int = Field(128, ge=1, description="global batch")
+
+
+class PCM3Recipe(recipe.AnyRecipe):
     """A run of PCM³."""
 
     method: Literal["pcm3"] = "pcm3"
     pipeline: str = "agcn"
+    train: Train = Train()
     views: Views = Views()
     augment: Augment = Augment()
     mask: Mask = Mask()
