@@ -25,6 +25,7 @@ from skelpipe.models.heads import Projector
 from skelpipe.models.prompts import DomainPrompts, TaskPrompts
 from skelpipe.skeleton import Topology
 from skelpipe.stream.source import Batch
+from skelpipe.views.parts import masked_parts
 
 _VIEWS = ("intra", "inter", "mask", "predict")
 
@@ -65,6 +66,8 @@ class PCM3(nn.Module):
 
     def __init__(self, recipe: PCM3Recipe, topology: Topology) -> None:
         super().__init__()
+        if recipe.mask.kind == "topology":
+            masked_parts(topology, recipe.mask.ratio)  # says so now if there are too few
         self.recipe = recipe
         self.topology = topology
         self.student = Query(recipe, topology)
