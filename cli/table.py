@@ -35,6 +35,7 @@ class Setting:
     data: Path
     val_subjects: tuple[int, ...]
     protocols: tuple[Knn | Linear, ...]
+    features: str
     device: torch.device
     floor: str
 
@@ -77,9 +78,14 @@ class State:
 
 
 def table(
-    name: Annotated[str, typer.Argument(help="slim-ablations: SLiM's Tables 5-7.")],
+    name: Annotated[
+        str,
+        typer.Argument(
+            help="slim-ablations: SLiM's Tables 5-7; pcm3-ablations: PCM3's Tables 7-10."
+        ),
+    ],
     scale: Annotated[
-        str, typer.Option(help="paper (recipe slim, 100 epochs), or tiny (one CPU core).")
+        str, typer.Option(help="paper (the paper's size), or tiny (one CPU core).")
     ] = "paper",
     data: Annotated[
         Path | None, typer.Option(help="Prepared set. [default: the newest that fits the recipes]")
@@ -112,9 +118,9 @@ def table(
 ) -> None:
     """Pre-train and evaluate what is missing of a paper's ablations, and write the table.
 
-    Runs lie in RUNS/slim-ablations/SCALE/ROW-seedK. What is finished is never repeated, what is
-    unfinished goes on. Several of these commands may work on the same folder: each takes runs that
-    no other one is at. --only limits what is run; the table shows all that is there.
+    Runs lie in RUNS/NAME/SCALE/ROW-seedK. What is finished is never repeated, what is unfinished
+    goes on. Several of these commands may work on the same folder: each takes runs that no other
+    one is at. --only limits what is run; the table shows all that is there.
 
     Examples:
 
@@ -123,10 +129,13 @@ def table(
         skelpipe table slim-ablations --scale tiny --seeds 0,1 --val-subjects 8,9 --threads 1
 
         skelpipe table slim-ablations --only slim-ablation-full --only slim-ablation-mfm
+
+        skelpipe table pcm3-ablations --scale tiny --plan
     """
     import torch
 
     from skelpipe.protocols.evaluate import load_protocol
+    from skelpipe.protocols.features import default_kind
     from skelpipe.report.ablations import load_ablations, row_recipes, run_folder
 
     ablations = load_ablations(name)
@@ -140,7 +149,11 @@ def table(
     setting = Setting(
         data=data or newest_set(pipeline),
         val_subjects=subject_numbers(val_subjects),
-        protocols=(load_protocol("linear", ablations.scales[scale].linear), load_protocol("knn")),
+        protocols=tuple(
+            load_protocol(protocol, ablations.scales[scale].protocols.get(protocol, ()))
+            for protocol in ablations.protocols
+        ),
+        features=default_kind(recipes[ablations.full]),
         device=choose_device(device),
         floor=ablations.full,
     )
@@ -255,7 +268,7 @@ def _state(job: Job, setting: Setting) -> State:
         (record["subject"], record["protocol"])
         for record in read_results(job.folder)
         if record["part"] == setting.part
-        and record["features"] == "patch"
+        and record["features"] == setting.features
         and (record["subject"] != "run" or record["checkpoint"] == str(total))
     ]
     # An untrained encoder is the same whatever the row: the full row's run keeps its results.
@@ -432,7 +445,9 @@ def _write_table(
     if not entries:
         console.print("nothing is evaluated yet: no table is written")
         return
-    report = ablation_report(ablations, scale, entries, part=setting.part)
+    report = ablation_report(
+        ablations, scale, entries, part=setting.part, features=setting.features
+    )
     with _held(out, wait=True):
         stored = write_report(out, report)
     for grid in grids(report)[:-1]:  # all but the list of every ordering

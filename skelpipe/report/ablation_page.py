@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib.artist import Artist
 from matplotlib.figure import Figure
 
 from skelpipe.checkpoint import write_json
@@ -21,7 +23,8 @@ from .tables import settings_line
 
 Record = dict[str, Any]
 
-_SHORT = {"knn": "k-NN", "linear": "linear"}
+_SHORT = {"knn": "k-NN", "linear": "linear", "linear-pcm3": "linear"}
+_FEATURES = {"patch": "mean of patch tokens", "last": "last frame"}
 
 
 @dataclass(frozen=True)
@@ -56,28 +59,57 @@ def grids(report: Record) -> list[Grid]:
     names = list(report["protocols"])
     found = [
         _summary_grid(report, names),
-        *(_rows_grid(table, name) for name in names for table in report["tables"]),
+        *(
+            _rows_grid(table, name, report["columns"])
+            for name in names
+            for table in report["tables"]
+        ),
         _floor_grid(report, names),
         _orderings_grid(report, names),
     ]
     return [grid for grid in found if grid.rows]
 
 
-def _rows_grid(published: Record, name: str) -> Grid:
-    columns = (
-        "row", "published X-Sub", "published X-View", "X-Sub over full row",
-        f"{_SHORT[name]} by seed", "mean ± std", "over full row",
-    )  # fmt: skip
-    full = max(row["xsub"] for row in published["rows"])
+def _rows_grid(published: Record, name: str, columns: Record) -> Grid:
+    shown = list(published["rows"][0]["published"])
+    compared = published["compared"][name]
+    measured = {"", *published["compared"]}
+    missing = {key for key in shown if columns[key]["protocol"] not in measured}
+    headings = (
+        "row",
+        *(
+            f"published {_label(columns[key])}{' / ours' if key in missing else ''}"
+            for key in shown
+        ),
+        f"{columns[compared]['label']} over full row",
+        f"{_SHORT[name]} by seed",
+        "mean ± std",
+        "over full row",
+    )
+    full = _full(published, compared)
     rows = []
     for row in published["rows"]:
-        cells = [row["label"], f"{row['xsub']:.1f}", f"{row['xview']:.1f}"]
-        cells.append(f"{row['xsub'] - full:+.1f}" if row["xsub"] != full else "")
+        numbers = row["published"]
+        cells = [row["label"]]
+        cells += [f"{numbers[key]:.1f}{' / –' if key in missing else ''}" for key in shown]
+        over = numbers[compared] - full
+        cells.append(f"{over:+.1f}" if over else "")
         ours = row["ours"][name]
         cells += ["not run", "", ""] if ours is None else _own_cells(ours)
         rows.append(tuple(cells))
     title = f"Table {published['number']}, {published['title']}: published, and ours, "
-    return Grid(title + _SHORT[name], columns, rows)
+    return Grid(title + _SHORT[name], headings, rows)
+
+
+def _label(column: Record) -> str:
+    return f"{column['label']}{' (lower is better)' if column['lower_is_better'] else ''}"
+
+
+def _full(published: Record, column: str) -> float:
+    """The number that a table has for its full row."""
+    rows = (row for row in published["rows"] if row["recipe"] == published["full"])
+    number: float = next(rows)["published"][column]
+    return number
 
 
 def _own_cells(ours: Record) -> list[str]:
@@ -120,19 +152,28 @@ def _summary_grid(report: Record, names: Sequence[str]) -> Grid:
 
 
 def _orderings_grid(report: Record, names: Sequence[str]) -> Grid:
-    columns = ["better by X-Sub", "than", "table", "published, points"]
+    columns = ["better", "than", "by published", "table", "published, points"]
+    pairs: dict[tuple[Any, ...], dict[str, Record]] = {}
     for name in names:
         columns += [f"{_SHORT[name]}, points", f"{_SHORT[name]}"]
+        for record in report["orderings"][name]:
+            pair = tuple(record[key] for key in ("table", "column", "better", "worse"))
+            pairs.setdefault(pair, {})[name] = record
     rows = []
-    for together in zip(*(report["orderings"][name] for name in names), strict=True):
-        first = together[0]
-        cells = [first["higher"], first["lower"], str(first["table"]), f"{first['published']:+.1f}"]
-        for record in together:
-            measured = record["ours"] is not None
-            cells.append(_difference(record["ours"], record["error"]) if measured else "")
-            cells.append(_verdict(record))
+    for (number, column, better, worse), by_name in pairs.items():
+        published = next(iter(by_name.values()))["published"]
+        label = _label(report["columns"][column])
+        cells = [better, worse, label, str(number), f"{published:+.1f}"]
+        for name in names:
+            cells += _ordering_cells(by_name[name]) if name in by_name else ["", ""]
         rows.append(tuple(cells))
-    return Grid("Every ordering", tuple(columns), rows, words=2)
+    return Grid("Every ordering", tuple(columns), rows, words=3)
+
+
+def _ordering_cells(record: Record) -> list[str]:
+    measured = record["ours"] is not None
+    points = _difference(record["ours"], record["error"]) if measured else ""
+    return [points, _verdict(record)]
 
 
 def _verdict(record: Record) -> str:
@@ -143,7 +184,6 @@ def _verdict(record: Record) -> str:
 
 
 def _facts(report: Record) -> dict[str, str]:
-    train, encoder, head = (report["training"][key] for key in ("train", "encoder", "head"))
     samples = report["samples"]
     spread = {
         _SHORT[name]: "unknown, one seed" if std is None else f"{std:.2f} points"
@@ -152,14 +192,12 @@ def _facts(report: Record) -> dict[str, str]:
     return {
         "published": report["source"],
         "scale": f"{report['scale']['name']}: {report['scale']['title']}",
-        "pre-training": f"{train['epochs']} epochs, batch {train['batch']}, {train['precision']}, "
-        f"{encoder['layers']} layers of {encoder['dim']}, {head['prototypes']:,} prototypes, "
-        f"peak lr {report['training']['optim']['lr']:g}",
+        "pre-training": _training(report["training"]),
         "data": f"{report['dataset']} {report['split']}, data digest {report['data_digest']}",
         "queries": f"{report['part']}: {samples['test']:,} samples against "
         f"{samples['train']:,} training samples",
         "seeds": ", ".join(map(str, report["seeds"])),
-        "features": "student, mean of patch tokens; accuracy after the last epoch",
+        "features": f"student, {_FEATURES[report['features']]}; accuracy after the last epoch",
         **{
             f"protocol {_SHORT[name]}": settings_line(protocol)
             for name, protocol in report["protocols"].items()
@@ -168,6 +206,17 @@ def _facts(report: Record) -> dict[str, str]:
             f"{name} {text}" for name, text in spread.items()
         ),
     }
+
+
+def _training(training: Record) -> str:
+    """The size of all runs, whatever their method: SLiM's have prototypes."""
+    train, encoder = training["train"], training["encoder"]
+    width = encoder["dim"] if "dim" in encoder else encoder["hidden"]
+    parts = [f"{train['epochs']} epochs, batch {train['batch']}, {train['precision']}"]
+    parts.append(f"{encoder['layers']} layers of {width}")
+    if "head" in training:
+        parts.append(f"{training['head']['prototypes']:,} prototypes")
+    return ", ".join([*parts, f"peak lr {training['optim']['lr']:g}"])
 
 
 _KEY = (
@@ -200,8 +249,8 @@ def _html(report: Record) -> list[str]:
         picture(
             differences_figure(report),
             "differences to the full row, published and ours",
-            "How far each row lies from the full one: published X-Sub in grey, ours with two "
-            "standard errors to either side.",
+            "How far each row lies from the full one: published in grey, ours with two standard "
+            "errors to either side.",
         ),
     ]
     for grid in grids(report):
@@ -220,14 +269,19 @@ def differences_figure(report: Record) -> Figure:
     names = list(report["protocols"])
     sizes = [len(published["rows"]) for published in report["tables"]]
     figure = Figure(figsize=(9, 1.2 + 0.42 * sum(sizes)), layout="constrained")
-    panels = figure.subplots(len(sizes), sharex=True, height_ratios=sizes, squeeze=False)[:, 0]
+    panels = figure.subplots(len(sizes), height_ratios=sizes, squeeze=False)[:, 0]
     for panel, published in zip(panels, report["tables"], strict=True):
         rows = published["rows"]
-        full = max(row["xsub"] for row in rows)
         places = np.arange(len(rows))
-        panel.plot(
-            [row["xsub"] - full for row in rows], places, "D", color=GREY, label="published, X-Sub"
-        )
+        for column, marker in zip(dict.fromkeys(published["compared"].values()), cycle("Ds^")):
+            full = _full(published, column)
+            panel.plot(
+                [row["published"][column] - full for row in rows],
+                places,
+                marker,
+                color=GREY,
+                label=f"published, {report['columns'][column]['label']}",
+            )
         for number, name in enumerate(names):
             found = [
                 (place + 0.22 * (number + 1), row["ours"][name]["over_full"])
@@ -252,7 +306,17 @@ def differences_figure(report: Record) -> Figure:
         )  # fmt: skip
         panel.grid(axis="x", color="#E3E6EA", linewidth=0.6)
         panel.spines[["top", "right"]].set_visible(False)
-    handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels, fontsize=9, frameon=False, loc="outside upper right", ncols=3)
+    series: dict[str, Artist] = {}
+    for panel in panels:
+        handles, labels = panel.get_legend_handles_labels()
+        series |= dict(zip(labels, handles, strict=True))
+    figure.legend(
+        list(series.values()),
+        list(series),
+        fontsize=9,
+        frameon=False,
+        loc="outside upper right",
+        ncols=4,
+    )
     panels[-1].set_xlabel("points over the full row")
     return figure

@@ -8,9 +8,9 @@ from itertools import combinations
 from math import sqrt
 from pathlib import Path
 from statistics import fmean, stdev, variance
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from skelpipe.checkpoint import read_json
 from skelpipe.config import Recipe, Settings, build, load_recipe
@@ -20,8 +20,6 @@ from skelpipe.report.tables import read_results, united
 
 Record = dict[str, Any]
 
-PROTOCOLS = ("linear", "knn")
-"""Protocols of a report, the published one first."""
 NOISE_RULE = (
     "Runs of one seed share initial weights, order and probe, so rows are compared seed by seed. A "
     "difference of two rows, the mean over the seeds that both have, is within noise if it is "
@@ -31,25 +29,49 @@ NOISE_RULE = (
     "sum of p (1 - p) / Q over both rows, p being a row's accuracy on Q queries, which more seeds "
     "do not lower; that both rows answer the same queries would lower it and is not made use of."
 )
-SAME_IN_ALL = ("method", "pipeline", "encoder", "head", "optim", "train")
-"""Sections of a recipe in which no row differs from another."""
+
+
+class Column(Settings):
+    """A column of published numbers: accuracies in per cent where the label says nothing else.
+
+    Attributes:
+        label: Its heading.
+        protocol: Of ours, that it is compared with; one that the report has not is shown as not
+            measured.
+        lower_is_better: Such as an error.
+    """
+
+    label: str
+    protocol: str = ""
+    lower_is_better: bool = False
 
 
 class Row(Settings):
-    """A row of a published table: top-1 in per cent, and the recipe that is our reading of it."""
+    """A row of a published table: its numbers by column, and the recipe that we read it as."""
 
     label: str
     recipe: str
-    xsub: float = Field(gt=0, lt=100)
-    xview: float = Field(gt=0, lt=100)
+    published: dict[str, float]
 
 
 class PublishedTable(Settings):
-    """A published table, by its number in the paper."""
+    """A published table, by its number in the paper.
+
+    Attributes:
+        number, title: In the paper.
+        full: Recipe of the row that the others are set against; the ablations' own by default.
+        rows: With numbers for the same columns each.
+    """
 
     number: int
     title: str
-    rows: tuple[Row, ...]
+    full: str = ""
+    rows: tuple[Row, ...] = Field(min_length=1)
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Names of its columns, the headline first."""
+        return tuple(self.rows[0].published)
 
 
 class Scale(Settings):
@@ -58,13 +80,13 @@ class Scale(Settings):
     Attributes:
         title: What it is, in words.
         base: Recipe that the rows' recipes stand on.
-        linear: Changes of the linear protocol.
+        protocols: By a protocol's name, changes of it.
         changes: By a row's recipe, settings that its own must be replaced with at this scale.
     """
 
     title: str
     base: str
-    linear: tuple[str, ...] = ()
+    protocols: dict[str, tuple[str, ...]] = Field(default_factory=dict)
     changes: dict[str, tuple[str, ...]] = Field(default_factory=dict)
 
 
@@ -76,10 +98,34 @@ class Ablations(Settings):
     title: str
     source: str
     full: str = Field(description="recipe of the row that has all parts of the method")
+    protocols: tuple[str, ...] = Field(description="that rows are evaluated by, the headline first")
+    same: tuple[str, ...] = Field(description="sections of a recipe that no two rows differ in")
+    columns: dict[str, Column]
     readings: tuple[str, ...]
     notes: tuple[str, ...]
     scales: dict[str, Scale]
     tables: tuple[PublishedTable, ...]
+
+    @model_validator(mode="after")
+    def _tables_fit(self) -> Self:
+        for table in self.tables:
+            for row in table.rows:
+                if row.published.keys() != table.rows[0].published.keys():
+                    raise ValueError(f"rows of table {table.number} have different columns")
+            if unknown := set(table.columns) - self.columns.keys():
+                raise ValueError(f"table {table.number} has unknown columns {sorted(unknown)}")
+            if self.full_of(table) not in {row.recipe for row in table.rows}:
+                raise ValueError(f"the full row of table {table.number} is none of its rows")
+        return self
+
+    def full_of(self, table: PublishedTable) -> str:
+        """Recipe of the row that a table's others are set against."""
+        return table.full or self.full
+
+    def column_for(self, table: PublishedTable, protocol: str) -> str:
+        """The column that a protocol is compared with: its own, or else the table's first."""
+        own = (name for name in table.columns if self.columns[name].protocol == protocol)
+        return next(own, table.columns[0])
 
     def recipes(self) -> list[str]:
         """Names of the rows' recipes; rows that are the same run share one."""
@@ -210,17 +256,18 @@ def compare(first: Score, second: Score, spread: float | None, queries: int) -> 
 
 
 def ablation_report(
-    ablations: Ablations, scale: str, entries: Sequence[Entry], *, part: str
+    ablations: Ablations, scale: str, entries: Sequence[Entry], *, part: str, features: str
 ) -> Record:
     """Published and own numbers of every row, and what can be said of their order.
 
-    Accuracies are the student's, of mean patch tokens, after the last epoch.
+    Accuracies are the student's after the last epoch.
 
     Args:
         ablations: What was published.
         scale: Name of one of its scales.
         entries: Runs with their results; rows without any are reported as not run.
         part: Which results count: "test", or validation subjects as the records name them.
+        features: Which results count: what stands for a sample, as the records name it.
 
     Returns:
         A JSON object; `ablation_page` writes it as Markdown and HTML.
@@ -232,14 +279,17 @@ def ablation_report(
         (entry.recipe, entry.seed, record["subject"], record["protocol"]["name"]): record
         for entry in entries
         for record in entry.results
-        if record["features"] == "patch" and record["part"] == part
+        if record["features"] == features
+        and record["part"] == part
+        and record["protocol"]["name"] in ablations.protocols
     }
     if not records:
         raise UserError(
-            "there is no result to make a table of", expected=f"evaluations of part '{part}'"
+            "there is no result to make a table of",
+            expected=f"evaluations of part '{part}' by {' or '.join(ablations.protocols)}",
         )
     protocols: dict[str, Record] = {}
-    for name in PROTOCOLS:
+    for name in ablations.protocols:
         for record in records.values():
             if record["protocol"]["name"] == name:
                 protocols.setdefault(name, record["protocol"])
@@ -249,7 +299,7 @@ def ablation_report(
             _must_equal(f"{recipe}, seed {seed}", key, record[key], first[key])
         _must_equal(f"{recipe}, seed {seed}", "protocol", record["protocol"], protocols[name])
     for entry in entries:
-        for key in SAME_IN_ALL:
+        for key in ablations.same:
             found, wanted = entry.settings[key], entries[0].settings[key]
             _must_equal(f"{entry.recipe}, seed {entry.seed}", key, found, wanted)
 
@@ -267,11 +317,19 @@ def ablation_report(
         {
             "number": table.number,
             "title": table.title,
+            "full": ablations.full_of(table),
+            "compared": {name: ablations.column_for(table, name) for name in protocols},
             "rows": [
                 {
                     **row.model_dump(),
                     "ours": {
-                        name: _own(scores[name], row.recipe, ablations.full, spread[name], queries)
+                        name: _own(
+                            scores[name],
+                            row.recipe,
+                            ablations.full_of(table),
+                            spread[name],
+                            queries,
+                        )
                         for name in protocols
                     },
                 }
@@ -288,15 +346,18 @@ def ablation_report(
         "scale": {"name": scale, "title": ablations.scales[scale].title},
         **{key: first[key] for key in ("dataset", "split", "data_digest", "samples")},
         "part": part,
+        "features": features,
         "warnings": united(record["warnings"] for record in records.values()),
-        "training": {key: entries[0].settings[key] for key in SAME_IN_ALL},
+        "training": {key: entries[0].settings[key] for key in ablations.same},
         "protocols": protocols,
         "seeds": sorted({entry.seed for entry in entries}),
+        "columns": {key: column.model_dump() for key, column in ablations.columns.items()},
         "tables": tables,
         "floor": {name: _score(Score(found)) if found else None for name, found in floor.items()},
         "difference_std": {name: None if v is None else sqrt(v) for name, v in spread.items()},
         "orderings": {
-            name: _orderings(ablations, scores[name], spread[name], queries) for name in protocols
+            name: _orderings(ablations, name, scores[name], spread[name], queries)
+            for name in protocols
         },
         "noise_rule": NOISE_RULE,
         "notes": list(ablations.notes),
@@ -337,24 +398,35 @@ def _own(
 
 
 def _orderings(
-    ablations: Ablations, scores: Mapping[str, Score], spread: float | None, queries: int
+    ablations: Ablations,
+    protocol: str,
+    scores: Mapping[str, Score],
+    spread: float | None,
+    queries: int,
 ) -> list[Record]:
-    """Every pair of rows of a table whose published X-Sub accuracies differ, the better first."""
+    """Every pair of rows of a table whose published numbers differ, the better one first.
+
+    Numbers are those of the column that the protocol is compared with; ours are accuracies, of
+    which the higher is better whatever that column holds.
+    """
     found = []
     for table in ablations.tables:
+        column = ablations.column_for(table, protocol)
+        sign = -1 if ablations.columns[column].lower_is_better else 1
         for pair in combinations(table.rows, 2):
-            lower, higher = sorted(pair, key=lambda row: row.xsub)
-            if lower.xsub == higher.xsub:
+            worse, better = sorted(pair, key=lambda row: sign * row.published[column])
+            if worse.published[column] == better.published[column]:
                 continue
             record: Record = {
                 "table": table.number,
-                "higher": higher.label,
-                "lower": lower.label,
-                "published": round(higher.xsub - lower.xsub, 6),
+                "column": column,
+                "better": better.label,
+                "worse": worse.label,
+                "published": round(better.published[column] - worse.published[column], 6),
                 "ours": None,
             }
-            if higher.recipe in scores and lower.recipe in scores:
-                over = compare(scores[higher.recipe], scores[lower.recipe], spread, queries)
+            if better.recipe in scores and worse.recipe in scores:
+                over = compare(scores[better.recipe], scores[worse.recipe], spread, queries)
                 if over:
                     record |= {
                         "ours": over.points,

@@ -234,8 +234,10 @@ def test_mistakes_are_named(data: Path, tmp_path: Path, extra: tuple[str, ...], 
     assert not (tmp_path / "runs").exists()
 
 
-def test_an_unknown_table_is_named(data: Path) -> None:
-    assert "did you mean 'slim-ablations'" in refusal(["table", "slim-ablation"])
+@pytest.mark.parametrize("name", ["slim-ablations", "pcm3-ablations"])
+def test_an_unknown_table_is_named(data: Path, name: str) -> None:
+    assert f"did you mean '{name}'" in refusal(["table", name[:-1]])
+    assert name in skelpipe(["table", "--help"]).output
 
 
 def test_the_papers_scale_on_a_cpu_needs_a_yes(data: Path, tmp_path: Path) -> None:

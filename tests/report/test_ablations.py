@@ -10,6 +10,8 @@ import pytest
 
 from skelpipe.config import load_recipe
 from skelpipe.errors import UserError
+from skelpipe.protocols.evaluate import load_protocol
+from skelpipe.protocols.features import default_kind
 from skelpipe.report.ablation_page import as_markdown, grids, write_report
 from skelpipe.report.ablations import (
     Ablations,
@@ -26,6 +28,7 @@ from skelpipe.report.ablations import (
 )
 
 SLIM = load_ablations("slim-ablations")
+PCM3 = load_ablations("pcm3-ablations")
 CL_16 = [{"frames": 16, "ratio": (0.15, 0.4)}] * 3
 CL_8 = [{"frames": 8, "ratio": (0.15, 0.4)}] * 2
 NO_MFM = {("loss", "mask_weight"): 0.0, ("mask", "global_kind"): "none"}
@@ -64,6 +67,34 @@ def differing(recipe: Any, other: Any) -> dict[tuple[str, str], Any]:
     }
 
 
+NO_PROMPTS = {("prompts", "domain"): "none", ("prompts", "task"): False}
+NO_KL = {("loss", "kl_weight"): 0.0}
+PCM3_ROWS: dict[str, dict[tuple[str, str], Any]] = {
+    "mp": {("loss", "positives"): [], **NO_KL, **NO_PROMPTS},
+    "cl": {
+        ("loss", "positives"): ["intra", "inter"],
+        ("loss", "mask_weight"): 0.0,
+        **NO_KL,
+        **NO_PROMPTS,
+    },
+    "multi-task": {("loss", "positives"): ["intra", "inter"], **NO_KL, **NO_PROMPTS},
+    "full": {},
+    "intra": {("loss", "positives"): ["intra"], **NO_KL, **NO_PROMPTS},
+    "kl": {("loss", "positives"): ["intra", "inter"], **NO_PROMPTS},
+    "predict-kl": {("loss", "positives"): ["intra", "inter", "predict"], **NO_PROMPTS},
+    "mask-kl": {("loss", "positives"): ["intra", "inter", "mask"], **NO_PROMPTS},
+    "prompts-none": NO_PROMPTS,
+    "prompts-domain": {("prompts", "task"): False},
+    "topology-20": {("mask", "ratio"): 0.2},
+    "topology-40": {("mask", "ratio"): 0.4},
+    "topology-80": {("mask", "ratio"): 0.8},
+    "random-20": {("mask", "kind"): "random", ("mask", "ratio"): 0.2},
+    "random-40": {("mask", "kind"): "random", ("mask", "ratio"): 0.4},
+    "random-60": {("mask", "kind"): "random"},
+    "random-80": {("mask", "kind"): "random", ("mask", "ratio"): 0.8},
+}
+
+
 @pytest.mark.parametrize("scale", SLIM.scales)
 def test_a_row_differs_from_the_full_one_in_what_it_says_alone(scale: str) -> None:
     recipes = row_recipes(SLIM, scale)
@@ -76,6 +107,36 @@ def test_a_row_differs_from_the_full_one_in_what_it_says_alone(scale: str) -> No
         recipe = recipes[f"slim-ablation-{row}"]
         assert recipe.name == f"slim-ablation-{row}"
         assert differing(recipe, full) == expected, row
+
+
+@pytest.mark.parametrize("scale", PCM3.scales)
+def test_a_row_of_pcm3_differs_from_the_full_one_in_what_it_says_alone(scale: str) -> None:
+    recipes = row_recipes(PCM3, scale)
+    assert [name.removeprefix("pcm3-ablation-") for name in recipes] == list(PCM3_ROWS)
+    full = recipes["pcm3-ablation-full"]
+    for row, changes in PCM3_ROWS.items():
+        recipe = recipes[f"pcm3-ablation-{row}"]
+        assert recipe.name == f"pcm3-ablation-{row}"
+        assert differing(recipe, full) == changes, row
+
+
+def test_the_full_row_of_pcm3_is_its_recipe() -> None:
+    paper = row_recipes(PCM3, "paper")["pcm3-ablation-full"]
+    assert differing(paper, load_recipe("pcm3")) == {}
+    assert paper == load_recipe("pcm3-ablation-full")
+    tiny = row_recipes(PCM3, "tiny")["pcm3-ablation-full"]
+    assert differing(tiny, load_recipe("pcm3-tiny")).keys() == {("train", "epochs")}
+
+
+@pytest.mark.parametrize("ablations", [SLIM, PCM3])
+def test_sections_named_the_same_are_those_that_no_rows_differ_in(ablations: Ablations) -> None:
+    for scale in ablations.scales:
+        rows = [
+            recipe.model_dump(exclude={"name"}) for recipe in row_recipes(ablations, scale).values()
+        ]
+        assert all(row[key] == rows[0][key] for row in rows for key in ablations.same)
+        left = {"kind", "title", *ablations.same}
+        assert all(any(row[key] != rows[0][key] for row in rows) for key in rows[0].keys() - left)
 
 
 def test_the_full_row_is_the_recipe_for_100_epochs() -> None:
@@ -100,16 +161,24 @@ def test_contrast_of_one_clip_length_has_as_many_views(scale: str) -> None:
         assert size.frames * 4 == views.frames  # 16 of 64
 
 
-def test_published_numbers_of_one_run_are_the_same_everywhere() -> None:
-    found: dict[str, set[tuple[float, float]]] = {}
-    for table in SLIM.tables:
+def numbers_by_run(ablations: Ablations) -> dict[str, dict[str, set[float]]]:
+    """What the paper says of each run, by column."""
+    found: dict[str, dict[str, set[float]]] = {}
+    for table in ablations.tables:
         for row in table.rows:
-            found.setdefault(row.recipe, set()).add((row.xsub, row.xview))
-    assert all(len(numbers) == 1 for numbers in found.values())
+            of_run = found.setdefault(row.recipe.split("-ablation-")[1], {})
+            for column, number in row.published.items():
+                of_run.setdefault(column, set()).add(number)
+    return found
+
+
+def test_published_numbers_of_one_run_are_the_same_everywhere() -> None:
+    found = numbers_by_run(SLIM)
+    assert all(len(numbers) == 1 for columns in found.values() for numbers in columns.values())
     assert len(found) == 14
     assert [len(table.rows) for table in SLIM.tables] == [5, 5, 7]
     # The differences that Sec. 4.4 names.
-    (full,) = found["slim-ablation-full"]
+    (full,) = found["full"]["xsub"]
     for row, points in {
         "global-limited": 3.5,
         "local-limited": 2.0,
@@ -117,8 +186,54 @@ def test_published_numbers_of_one_run_are_the_same_everywhere() -> None:
         "mirroring-limited": 1.8,
         "scaling-limited": 1.3,
     }.items():
-        ((xsub, _),) = found[f"slim-ablation-{row}"]
-        assert full[0] - xsub == pytest.approx(points)
+        (xsub,) = found[row]["xsub"]
+        assert full - xsub == pytest.approx(points)
+
+
+def test_published_numbers_of_pcm3() -> None:
+    found = numbers_by_run(PCM3)
+    twice = {
+        (row, column): numbers
+        for row, columns in found.items()
+        for column, numbers in columns.items()
+        if len(numbers) > 1
+    }
+    assert twice == {("full", "recognition"): {90.4, 90.5}}  # P5: Table 10 and the others
+    assert [len(table.rows) for table in PCM3.tables] == [4, 6, 3, 8]
+    # Tables 1, 3, 4, 5 and 6 have the full method's numbers too, 5 both of detection (P9).
+    assert found["full"] == {
+        "recognition": {90.4, 90.5},
+        "retrieval": {88.8},
+        "occlusion": {87.0},
+        "detection_a": {61.8},
+        "detection_v": {61.3},
+        "motion": {101.7},
+    }
+    # The differences that Sec. 4.4 names, over distillation without masked and predicted views.
+    (base,) = found["kl"]["recognition"]
+    for row, points in {"mask-kl": 1.1, "predict-kl": 1.5}.items():
+        (accuracy,) = found[row]["recognition"]
+        assert accuracy - base == pytest.approx(points)
+    # Topology masks are better than random ones at each ratio, and 60 % is best of either.
+    (masks,) = (table for table in PCM3.tables if table.number == 10)
+    topology, random = (
+        [row.published["recognition"] for row in masks.rows if row.label.startswith(kind)]
+        for kind in ("topology", "random")
+    )
+    assert all(ours > other for ours, other in zip(topology, random, strict=True))
+    assert topology.index(max(topology)) == random.index(max(random)) == 2
+
+
+@pytest.mark.parametrize("ablations", [SLIM, PCM3])
+def test_the_headline_protocol_has_a_column_and_scales_change_what_is_there(
+    ablations: Ablations,
+) -> None:
+    for table in ablations.tables:
+        first = ablations.columns[table.columns[0]]
+        assert first.protocol == ablations.protocols[0]
+    for scale in ablations.scales.values():
+        assert scale.protocols.keys() <= set(ablations.protocols)
+        assert scale.changes.keys() <= set(ablations.recipes())
 
 
 def test_the_long_recipe_of_pku2_says_what_is_mamps() -> None:
@@ -140,6 +255,9 @@ TWO_TABLES = Ablations.model_validate(
         "title": "Toy",
         "source": "nobody",
         "full": "all",
+        "protocols": ["linear", "knn"],
+        "same": ["method", "pipeline", "encoder", "head", "optim", "train"],
+        "columns": {"xsub": {"label": "X-Sub", "protocol": "linear"}, "xview": {"label": "X-View"}},
         "readings": ["how the toy is read"],
         "notes": [],
         "scales": {"tiny": {"title": "small", "base": "slim-tiny"}},
@@ -148,18 +266,18 @@ TWO_TABLES = Ablations.model_validate(
                 "number": 1,
                 "title": "first",
                 "rows": [
-                    {"label": "A", "recipe": "a", "xsub": 50.0, "xview": 60.0},
-                    {"label": "B", "recipe": "b", "xsub": 70.0, "xview": 65.0},
-                    {"label": "B too", "recipe": "c", "xsub": 70.0, "xview": 64.0},
-                    {"label": "all", "recipe": "all", "xsub": 80.0, "xview": 85.0},
+                    {"label": "A", "recipe": "a", "published": {"xsub": 50.0, "xview": 60.0}},
+                    {"label": "B", "recipe": "b", "published": {"xsub": 70.0, "xview": 65.0}},
+                    {"label": "B too", "recipe": "c", "published": {"xsub": 70.0, "xview": 64.0}},
+                    {"label": "all", "recipe": "all", "published": {"xsub": 80.0, "xview": 85.0}},
                 ],
             },
             {
                 "number": 2,
                 "title": "second",
                 "rows": [
-                    {"label": "none", "recipe": "d", "xsub": 71.0, "xview": 60.0},
-                    {"label": "every", "recipe": "all", "xsub": 80.0, "xview": 85.0},
+                    {"label": "none", "recipe": "d", "published": {"xsub": 71.0, "xview": 60.0}},
+                    {"label": "every", "recipe": "all", "published": {"xsub": 80.0, "xview": 85.0}},
                 ],
             },
         ],
@@ -200,7 +318,7 @@ def entries(**accuracies: list[float]) -> list[Entry]:
 
 
 def report_of(found: list[Entry]) -> dict[str, Any]:
-    return ablation_report(TWO_TABLES, "tiny", found, part="test")
+    return ablation_report(TWO_TABLES, "tiny", found, part="test", features="patch")
 
 
 def test_the_variance_is_that_of_differences_between_seeds() -> None:
@@ -252,7 +370,7 @@ def test_the_table_has_means_deviations_and_differences() -> None:
 def test_orderings_are_those_of_strict_published_pairs() -> None:
     report = report_of(entries(a=[50, 54], b=[48, 53], c=[20, 22], all=[52, 54]))
     found = {
-        (record["table"], record["higher"], record["lower"]): record
+        (record["table"], record["better"], record["worse"]): record
         for record in report["orderings"]["linear"]
     }
     assert set(found) == {
@@ -367,6 +485,187 @@ def test_the_report_is_written_from_its_record_alone(tmp_path: Path) -> None:
     assert not any(tag in ("script", "link") for tag, _ in tags.seen)
     for grid in grids(report):
         assert all(len(row) == len(grid.columns) for row in grid.rows)
+
+
+MANY_COLUMNS = Ablations.model_validate(
+    {
+        **TWO_TABLES.model_dump(exclude={"tables"}),
+        "same": ["encoder", "optim", "train"],
+        "columns": {
+            "top": {"label": "recognition", "protocol": "linear"},
+            "found": {"label": "retrieval", "protocol": "knn"},
+            "error": {"label": "error in mm", "protocol": "forecast", "lower_is_better": True},
+        },
+        "tables": [
+            {
+                "number": 3,
+                "title": "many",
+                "rows": [
+                    {
+                        "label": label,
+                        "recipe": recipe,
+                        "published": {"error": error, "top": top, "found": found},
+                    }
+                    for label, recipe, error, top, found in (
+                        ("A", "a", 140.5, 50.0, 65.0),
+                        ("B", "b", 120.5, 70.0, 55.0),
+                        ("all", "all", 100.5, 80.0, 90.0),
+                    )
+                ],
+            },
+            {
+                "number": 4,
+                "title": "errors alone, of a part",
+                "full": "b",
+                "rows": [
+                    {"label": "C", "recipe": "c", "published": {"error": 125.0}},
+                    {"label": "B again", "recipe": "b", "published": {"error": 120.5}},
+                ],
+            },
+        ],
+    }
+)
+OF_LAST_FRAME = {
+    "encoder": {"layers": 3, "hidden": 96},
+    "optim": {"lr": 0.02},
+    "train": {"epochs": 5, "batch": 16, "precision": "float32"},
+}
+
+
+def many_columns() -> dict[str, Any]:
+    """A report of one seed: C is better than B by 10 points, all than B by 30, than A by 20."""
+    found = [
+        Entry(
+            row,
+            0,
+            OF_LAST_FRAME,
+            [
+                result(value, features="last"),
+                result(value - 5, "knn", features="last"),
+                result(99, features="patch"),
+                result(99, "linear-other", features="last"),
+            ],
+        )
+        for row, value in {"a": 60, "b": 50, "c": 60, "all": 80}.items()
+    ]
+    return ablation_report(MANY_COLUMNS, "tiny", found, part="test", features="last")
+
+
+def test_a_protocol_is_compared_with_its_column_or_else_the_first() -> None:
+    report = many_columns()
+    assert report["protocols"].keys() == {"linear", "knn"}  # what was evaluated beside is no part
+    found = {
+        name: {
+            (record["table"], record["better"], record["worse"]): record
+            for record in report["orderings"][name]
+        }
+        for name in ("linear", "knn")
+    }
+    others = {(3, "all", "A"), (3, "all", "B"), (4, "B again", "C")}
+    assert set(found["linear"]) == {(3, "B", "A"), *others}
+    assert set(found["knn"]) == {(3, "A", "B"), *others}
+    assert {record["column"] for record in found["linear"].values()} == {"top", "error"}
+    assert {record["column"] for record in found["knn"].values()} == {"found", "error"}
+    assert found["knn"][3, "A", "B"]["published"] == 10
+    assert found["knn"][3, "A", "B"]["holds"]
+    assert not found["linear"][3, "B", "A"]["holds"]
+    # The lower error is better; of our accuracies the higher one is.
+    assert found["linear"][4, "B again", "C"]["published"] == -4.5
+    assert found["linear"][4, "B again", "C"]["ours"] == -10
+    assert not found["linear"][4, "B again", "C"]["holds"]
+
+
+def test_a_table_may_be_set_against_a_row_of_its_own() -> None:
+    many, part = many_columns()["tables"]
+    points = {row["label"]: row["ours"]["linear"].get("over_full") for row in many["rows"]}
+    assert points["B"]["points"] == -30
+    assert points["all"] is None
+    points = {row["label"]: row["ours"]["linear"].get("over_full") for row in part["rows"]}
+    assert points["C"]["points"] == 10
+    assert points["B again"] is None
+
+
+def test_columns_that_are_not_measured_have_a_dash(tmp_path: Path) -> None:
+    report = many_columns()
+    by_title = {grid.title: grid for grid in grids(report)}
+    many = by_title["Table 3, many: published, and ours, k-NN"]
+    assert many.columns[1:5] == (
+        "published error in mm (lower is better) / ours",
+        "published recognition",
+        "published retrieval",
+        "retrieval over full row",
+    )
+    assert many.rows[0][:6] == ("A", "140.5 / –", "50.0", "65.0", "-25.0", "55.0")
+    part = by_title["Table 4, errors alone, of a part: published, and ours, linear"]
+    assert part.rows[0][:4] == ("C", "125.0 / –", "+4.5", "60.0")
+    every = by_title["Every ordering"]
+    assert len(every.rows) == 7  # three by each of two columns, one by errors for both protocols
+    assert every.rows[-3][:7] == ("A", "B", "retrieval", "3", "+10.0", "", "")
+    text = as_markdown(report)
+    assert "5 epochs, batch 16, float32, 3 layers of 96, peak lr 0.02" in text
+    assert "student, last frame" in text
+    for path in write_report(tmp_path, report):
+        assert path.stat().st_size
+
+
+def test_the_protocols_of_a_report_load() -> None:
+    for scale in SLIM.scales.values():
+        for name in SLIM.protocols:
+            assert load_protocol(name, scale.protocols.get(name, ())).name == name
+
+
+@pytest.mark.parametrize("ablations", [SLIM, PCM3])
+def test_packaged_reports_are_written(ablations: Ablations, tmp_path: Path) -> None:
+    recipes = row_recipes(ablations, "tiny")
+    features = default_kind(recipes[ablations.full])
+    found = [
+        Entry(
+            name,
+            0,
+            recipe.model_dump(mode="json"),
+            [result(50 + place, protocol, features=features) for protocol in ablations.protocols],
+        )
+        for place, (name, recipe) in enumerate(recipes.items())
+    ]
+    report = ablation_report(ablations, "tiny", found, part="test", features=features)
+    for path in write_report(tmp_path, report):
+        assert path.stem == ablations.name
+    for grid in grids(report):
+        assert all(len(row) == len(grid.columns) for row in grid.rows)
+        dashes = [cell for row in grid.rows for cell in row if cell.endswith(" / –")]
+        expected = 0
+        if ablations is PCM3 and grid.title.startswith("Table 7"):
+            expected = 4 * 3  # occlusion, detection and motion prediction
+        if ablations is PCM3 and grid.title.startswith("Table 9"):
+            expected = 3  # detection
+        assert len(dashes) == expected, grid.title
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"columns": {"top": {"label": "recognition"}}}, r"table 1 has unknown columns \['xsub'"),
+        ({"full": "d"}, "the full row of table 1 is none of its rows"),
+        (
+            {
+                "tables": [
+                    {
+                        "number": 9,
+                        "title": "uneven",
+                        "rows": [
+                            {"label": "A", "recipe": "a", "published": {"xsub": 1.0}},
+                            {"label": "B", "recipe": "b", "published": {"xview": 2.0}},
+                        ],
+                    }
+                ]
+            },
+            "rows of table 9 have different columns",
+        ),
+    ],
+)
+def test_tables_that_do_not_fit_are_refused(change: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        Ablations.model_validate(TWO_TABLES.model_dump() | change)
 
 
 def test_entries_are_read_from_the_folders_of_rows_and_seeds(tmp_path: Path) -> None:
