@@ -390,7 +390,7 @@ def _not_finite(values: Record, step: int, keys: list[str]) -> UserError:
         f"training stopped: a loss or gradient is not finite at step {step + 1}",
         found=shown,
         place=f"the batch of {', '.join(keys)}",
-        remedy="lower optim.lr or raise optim.warmup; the last checkpoint is untouched",
+        remedy="lower optim.lr or clip harder (optim.clip); the last checkpoint is untouched",
     )
 
 
