@@ -27,7 +27,9 @@ class Features(StrEnum):
 
 
 def evaluate(
-    protocol: Annotated[str, typer.Option(help="knn or linear.")],
+    protocol: Annotated[
+        str, typer.Option(help="knn, linear (as MAMP's) or linear-pcm3 (as PCM3's).")
+    ],
     run: Annotated[
         Path | None, typer.Option(help="Run folder. [default: the newest with a checkpoint]")
     ] = None,

@@ -6,10 +6,10 @@ import platform
 from collections.abc import Callable, Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from skelpipe.checkpoint import Run, load_network, write_json
@@ -29,13 +29,14 @@ from skelpipe.protocols.features import (
     raw_features,
     viewer,
 )
+from skelpipe.protocols.linear import Schedule
 from skelpipe.random import fold
 from skelpipe.shards.card import Card, read_fitting_card
 from skelpipe.stream.source import Source, open_source, select
 
 Subject = Literal["run", "random-init", "raw"]
-ProtocolName = Literal["knn", "linear"]
-PROTOCOLS: tuple[ProtocolName, ...] = ("knn", "linear")
+ProtocolName = Literal["knn", "linear", "linear-pcm3"]
+PROTOCOLS: tuple[ProtocolName, ...] = ("knn", "linear", "linear-pcm3")
 
 
 class Knn(Settings):
@@ -49,19 +50,37 @@ class Knn(Settings):
 
 
 class Linear(Settings):
-    """MAMP's linear evaluation; ``train_view = "centre"`` caches the features of one fixed crop."""
+    """Linear evaluation: "linear" is MAMP's, "linear-pcm3" PCM3's.
+
+    ``train_view = "centre"`` caches the features of one fixed crop. PCM3 has it on NTU RGB+D; on
+    PKU-MMD it takes a random half or more: ``train_view = "random"``.
+    """
 
     kind: Literal["protocol"]
-    name: Literal["linear"]
+    name: Literal["linear", "linear-pcm3"]
     title: str
     epochs: int = Field(ge=1)
+    norm: bool = Field(description="batch norm without affine part before the layer")
     batch: int = Field(ge=2, description="batch norm needs two")
     lr: float = Field(gt=0)
+    schedule: Schedule = Field(description="of lr: cosine to 0, or steps to a tenth at drops")
+    drops: tuple[int, ...] = Field((), description="epochs, counted from 0, of steps")
     momentum: float = Field(ge=0, lt=1)
     weight_decay: float = Field(ge=0)
     centre: float = Field(gt=0, le=1)
     train_view: Literal["random", "centre"]
     random: RandomView
+
+    @model_validator(mode="after")
+    def _drops_happen(self) -> Self:
+        if self.schedule == "cosine" and self.drops:
+            raise ValueError("drops are for schedule steps: a cosine has none")
+        if any(not 0 < drop < self.epochs for drop in self.drops):
+            raise ValueError(
+                f"drops at epochs {list(self.drops)} do not all lie within {self.epochs} epochs; "
+                "set both"
+            )
+        return self
 
 
 def load_protocol(name: str, changes: Sequence[str] = ()) -> Knn | Linear:
@@ -147,6 +166,9 @@ def evaluate(
             lr=protocol.lr,
             momentum=protocol.momentum,
             weight_decay=protocol.weight_decay,
+            norm=protocol.norm,
+            schedule=protocol.schedule,
+            drops=protocol.drops,
             seed=seed,
             report=lambda epoch: report(epoch, protocol.epochs),
         )

@@ -232,7 +232,9 @@ def ablation_report(
         (entry.recipe, entry.seed, record["subject"], record["protocol"]["name"]): record
         for entry in entries
         for record in entry.results
-        if record["features"] == "patch" and record["part"] == part
+        if record["features"] == "patch"
+        and record["part"] == part
+        and record["protocol"]["name"] in PROTOCOLS
     }
     if not records:
         raise UserError(

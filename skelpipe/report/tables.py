@@ -17,6 +17,7 @@ _FEATURES = {
     "patch": "patch mean",
     "class": "class token",
     "both": "patch mean + class token",
+    "last": "last frame",
 }
 
 
@@ -126,6 +127,8 @@ def settings_line(protocol: Record) -> str:
     hidden = {"kind", "name", "title"}
     if protocol.get("train_view") == "centre":
         hidden.add("random")  # settings of a view that is not drawn
+    if protocol.get("schedule") == "cosine":
+        hidden.add("drops")  # it has none
     parts = []
     for name, value in protocol.items():
         if name in hidden:
@@ -134,6 +137,8 @@ def settings_line(protocol: Record) -> str:
         if isinstance(value, dict):
             inner = ", ".join(f"{key} {_plain(part)}" for key, part in value.items())
             parts.append(f"{label} ({inner})")
+        elif name == "drops":
+            parts.append(f"{label} {'/'.join(map(str, value))}")
         else:
             parts.append(f"{label} {_plain(value)}")
     return ", ".join(parts)

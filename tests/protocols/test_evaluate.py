@@ -8,10 +8,11 @@ import pytest
 from builders import CPU, tiny_recipe, write_set
 
 from skelpipe.errors import UserError
-from skelpipe.protocols.evaluate import evaluate, load_protocol, write_result
+from skelpipe.protocols.evaluate import PROTOCOLS, evaluate, load_protocol, write_result
 from skelpipe.train import start_run, train
 
 QUICK = ("epochs=3", "batch=4", "random.shortest=4")
+CHANGES = {"knn": (), "linear": QUICK, "linear-pcm3": (*QUICK, "drops=[1, 2]")}
 
 
 @pytest.fixture(scope="module")
@@ -20,9 +21,9 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("subject", ["random-init", "raw"])
-@pytest.mark.parametrize("name", ["knn", "linear"])
+@pytest.mark.parametrize("name", PROTOCOLS)
 def test_floors_need_no_run(data: Path, name: str, subject: str) -> None:
-    protocol = load_protocol(name, QUICK if name == "linear" else ())
+    protocol = load_protocol(name, CHANGES[name])
     record: dict[str, Any] = evaluate(
         protocol, tiny_recipe(), data, subject=subject, device=CPU  # type: ignore[arg-type]
     )  # fmt: skip
@@ -46,6 +47,19 @@ def test_a_run_is_evaluated_student_first(data: Path, tmp_path: Path) -> None:
     path = write_result(run.folder, record)
     assert path == run.folder / "results" / "knn.json"
     assert json.loads(path.read_text(encoding="utf-8")) == record
+
+
+def test_each_protocol_has_a_file_of_its_own(data: Path, tmp_path: Path) -> None:
+    written = {
+        write_result(
+            tmp_path,
+            evaluate(
+                load_protocol(name, CHANGES[name]), tiny_recipe(), data, subject="raw", device=CPU
+            ),
+        ).name
+        for name in PROTOCOLS
+    }
+    assert written == {"knn-raw.json", "linear-raw.json", "linear-pcm3-raw.json"}
 
 
 def test_validation_leaves_the_test_part_alone(data: Path) -> None:
