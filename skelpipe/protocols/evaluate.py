@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -15,6 +16,7 @@ from torch import Tensor
 from skelpipe.checkpoint import Run, load_network, write_json
 from skelpipe.config import Recipe, Settings, apply_changes, build
 from skelpipe.errors import UserError
+from skelpipe.files import write_whole
 from skelpipe.manifest import read_manifest
 from skelpipe.methods import Method, build_method
 from skelpipe.protocols import knn, linear
@@ -30,6 +32,7 @@ from skelpipe.protocols.features import (
     viewer,
 )
 from skelpipe.protocols.linear import Schedule
+from skelpipe.protocols.scores import digest, pack_scores
 from skelpipe.random import fold
 from skelpipe.shards.card import Card, read_fitting_card
 from skelpipe.stream.source import Source, open_source, select
@@ -83,6 +86,19 @@ class Linear(Settings):
         return self
 
 
+@dataclass(frozen=True)
+class Evaluation:
+    """What an evaluation found.
+
+    Attributes:
+        record: What is written as JSON: protocol, data, and for each network its accuracy.
+        scores: Of a run's first network (the student), as `pack_scores` has them; None of floors.
+    """
+
+    record: dict[str, Any]
+    scores: bytes | None
+
+
 def load_protocol(name: str, changes: Sequence[str] = ()) -> Knn | Linear:
     """A packaged protocol with ``key=value`` changes; unknown names suggest the nearest."""
     table = apply_changes(read_manifest("protocol", name), changes)
@@ -102,7 +118,7 @@ def evaluate(
     val_subjects: tuple[int, ...] = (),
     seed: int = 0,
     report: Callable[[int, int], None] = lambda done, total: None,
-) -> dict[str, Any]:
+) -> Evaluation:
     """Evaluate frozen features on a prepared set.
 
     Args:
@@ -118,9 +134,6 @@ def evaluate(
             leave the test part alone.
         seed: Of initial weights and of the probe.
         report: Called with epochs done and in all.
-
-    Returns:
-        The record that is written as JSON: protocol, data, and for each network its accuracy.
     """
     card = read_fitting_card(data, recipe.pipeline)
     train_table = select(data, "train", without=val_subjects)
@@ -147,9 +160,12 @@ def evaluate(
     predictions: list[Tensor] = []
     if isinstance(protocol, Knn):
         knn.check_gallery(protocol.k, len(train_set))
-        for name, query, gallery in zip(
-            networks, test_features, centre_features(train_set), strict=True
-        ):
+        galleries = centre_features(train_set)
+        if subject == "run":
+            score_NC = knn.class_scores(
+                test_features[0], galleries[0], train_label, classes, protocol.k
+            )
+        for name, query, gallery in zip(networks, test_features, galleries, strict=True):
             neighbours = knn.nearest(query, gallery, protocol.k)
             predictions.append(knn.predict(train_label[neighbours], classes))
             rows.append({"network": name, "accuracy": accuracy(predictions[-1], test_label)})
@@ -172,6 +188,7 @@ def evaluate(
             seed=seed,
             report=lambda epoch: report(epoch, protocol.epochs),
         )
+        score_NC = probes[0].score_NC
         for name, probe in zip(networks, probes, strict=True):
             predictions.append(probe.predicted_N)
             rows.append(
@@ -184,7 +201,10 @@ def evaluate(
                     },
                 }
             )
-    return {
+    scores = None
+    if subject == "run":
+        scores = pack_scores(test_set.table["key"].to_pylist(), test_label, score_NC)
+    record = {
         "protocol": protocol.model_dump(mode="json"),
         "subject": subject,
         "features": "raw coordinates" if subject == "raw" else kind,
@@ -192,13 +212,14 @@ def evaluate(
         "checkpoint": run.checkpoint().name if run and subject == "run" else None,
         "dataset": card.dataset,
         "split": card.split,
-        "part": f"validation subjects {list(val_subjects)}" if val_subjects else "test",
+        "part": part_name(val_subjects),
         "samples": {"train": len(train_set), "test": len(test_set)},
         "data_digest": card.data_digest,
         "warnings": list(card.warnings),
         "readings": recipe.readings(),
         "seed": seed,
         "results": rows,
+        "scores_sha256": digest(scores) if scores else None,
         "classes": list(card.classes),
         "confusion": _confusion(predictions[0], test_label, classes),
         "device": str(device),
@@ -206,6 +227,12 @@ def evaluate(
         "threads": torch.get_num_threads(),
         "versions": {name: version(name) for name in ("skelpipe", "torch", "numpy")},
     }
+    return Evaluation(record, scores)
+
+
+def part_name(val_subjects: Sequence[int]) -> str:
+    """Which samples are queried, as records name them."""
+    return f"validation subjects {list(val_subjects)}" if val_subjects else "test"
 
 
 def load_student(run: Run, card: Card, device: torch.device) -> Method:
@@ -281,16 +308,30 @@ def _confusion(predicted_N: Tensor, label_N: Tensor, classes: int) -> list[list[
     return table
 
 
-def write_result(folder: Path, record: dict[str, Any]) -> Path:
-    """Store a record as results/PROTOCOL.json of a run; floors and validation beside it.
+def write_result(folder: Path, found: Evaluation) -> Path:
+    """Store an evaluation in a run's folder as results/NAME.json, NAME of `result_name`.
 
-    File names: knn.json, knn-random-init.json, knn-raw.json; with "-class" or "-both" for features
-    other than the default, with "-val" for validation subjects.
+    Scores go first, to NAME.scores.parquet beside it: the record has their digest.
     """
-    subject = "" if record["subject"] == "run" else f"-{record['subject']}"
-    if record["features"] in ("class", "both"):
-        subject += f"-{record['features']}"
-    part = "" if record["part"] == "test" else "-val"
-    path = folder / "results" / f"{record['protocol']['name']}{subject}{part}.json"
+    record = found.record
+    name = result_name(
+        record["protocol"]["name"], record["subject"], record["features"], record["part"]
+    )
+    path = folder / "results" / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if found.scores is not None:
+        write_whole(path.with_suffix(".scores.parquet"), found.scores)
     write_json(path, record)
     return path
+
+
+def result_name(protocol: str, subject: str, features: str, part: str) -> str:
+    """File name of a record: PROTOCOL.json of a run; floors, fusions and validation beside it.
+
+    Such as knn.json, knn-random-init.json, knn-raw.json, fused-knn.json; with "-class" or "-both"
+    for features other than the default, with "-val" for validation subjects.
+    """
+    name = {"run": protocol, "fused": f"fused-{protocol}"}.get(subject, f"{protocol}-{subject}")
+    if features in ("class", "both"):
+        name += f"-{features}"
+    return f"{name}{'' if part == 'test' else '-val'}.json"

@@ -234,6 +234,7 @@ def ablation_report(
         for record in entry.results
         if record["features"] == "patch"
         and record["part"] == part
+        and record["subject"] != "fused"
         and record["protocol"]["name"] in PROTOCOLS
     }
     if not records:

@@ -26,7 +26,7 @@ def test_floors_need_no_run(data: Path, name: str, subject: str) -> None:
     protocol = load_protocol(name, CHANGES[name])
     record: dict[str, Any] = evaluate(
         protocol, tiny_recipe(), data, subject=subject, device=CPU  # type: ignore[arg-type]
-    )  # fmt: skip
+    ).record  # fmt: skip
     assert len(record["results"]) == 1
     assert 0 <= record["results"][0]["accuracy"] <= 100
     assert sum(map(sum, record["confusion"])) == 8
@@ -39,12 +39,13 @@ def test_floors_need_no_run(data: Path, name: str, subject: str) -> None:
 def test_a_run_is_evaluated_student_first(data: Path, tmp_path: Path) -> None:
     run = start_run(tmp_path / "run", tiny_recipe("train.epochs=1"), data, seed=0)
     train(run, data, device=CPU)
-    record = evaluate(load_protocol("knn"), run.recipe, data, subject="run", device=CPU, run=run)
+    found = evaluate(load_protocol("knn"), run.recipe, data, subject="run", device=CPU, run=run)
+    record = found.record
     assert [row["network"] for row in record["results"]] == ["student", "teacher"]
     assert record["checkpoint"] == "4"
     again = evaluate(load_protocol("knn"), run.recipe, data, subject="run", device=CPU, run=run)
-    assert again == record
-    path = write_result(run.folder, record)
+    assert again == found
+    path = write_result(run.folder, found)
     assert path == run.folder / "results" / "knn.json"
     assert json.loads(path.read_text(encoding="utf-8")) == record
 
@@ -63,12 +64,13 @@ def test_each_protocol_has_a_file_of_its_own(data: Path, tmp_path: Path) -> None
 
 
 def test_validation_leaves_the_test_part_alone(data: Path) -> None:
-    record = evaluate(
+    found = evaluate(
         load_protocol("knn"), tiny_recipe(), data, subject="raw", device=CPU, val_subjects=(1, 2)
     )
+    record = found.record
     assert record["samples"] == {"train": 8, "test": 8}
     assert record["part"] == "validation subjects [1, 2]"
-    assert write_result(data.parent / "run", record).name == "knn-raw-val.json"
+    assert write_result(data.parent / "run", found).name == "knn-raw-val.json"
 
 
 def test_another_pipeline_is_refused_with_the_command_that_mends_it(tmp_path: Path) -> None:

@@ -204,6 +204,7 @@ def test_other_protocols_and_fusions_are_left_out() -> None:
     plain = report_of(found)
     for entry in found:
         entry.results.append(result(99.0, "linear-pcm3"))
+        entry.results.append(result(99.0, subject="fused"))
     assert report_of(found) == plain
 
 
