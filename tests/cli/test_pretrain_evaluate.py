@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from importlib.metadata import entry_points
@@ -178,6 +179,18 @@ def test_a_set_of_another_pipeline_is_refused_with_the_command(place: Path) -> N
     other = write_set(place / "other", pipeline="agcn")
     message = refusal("pretrain", "--recipe", place / "tiny.toml", "--data", other)
     assert "skelpipe prepare toy --split half --pipeline ctrgcn" in message
+
+
+def test_what_pcm3_will_take_is_told_before_it_starts(place: Path) -> None:
+    data = write_set(place / "agcn", pipeline="agcn")
+    recipe = place / "contrast.toml"
+    recipe.write_text('kind = "recipe"\nmethod = "pcm3"\n', encoding="utf-8")
+    words = ("pretrain", "--recipe", recipe, "--data", data, "--batch", 4)
+    result = skelpipe(*words, "--set", "train.epochs=10000000")
+    assert re.search(r"estimate on \S+: about \S+ hours, \S+ GiB of memory, 1.8 GiB", result.output)
+    message = str(result.exception)
+    assert "recipe 'contrast' would take about" in message
+    assert "skelpipe pretrain --recipe pcm3-tiny runs in minutes" in message
 
 
 def test_a_run_without_checkpoint_is_refused(place: Path) -> None:
