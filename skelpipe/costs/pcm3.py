@@ -46,10 +46,9 @@ def step_rows(recipe: PCM3Recipe, *, samples: int, joints: int) -> list[Work]:
     - Encoder, decoder, projector: every tensor between two products is written once and read once;
       by the student's backward pass, or by the next product of the keys. Of a GRU 8 H a frame:
       three gates as its input gives them and as its state gives them, the state, and the state
-      again for the layer that follows.
-      Recurrent weights are read anew in every time step, T times forward and T times back, which a
-      small batch hardly pays for; all others once forward and once back. Gradients are written in
-      float32 in every pass.
+      again for the layer that follows. Recurrent weights are read anew in every time step, T times
+      forward and T times back, however small the batch; all others once forward and once back.
+      Gradients are written in float32 in every pass.
     - Queue: a view's similarities are written and read, and so is their gradient; the keys' are
       written and read. The queue is read by every product.
     - Optimiser, float32: SGD reads weight, gradient and momentum, and writes weight and momentum;
