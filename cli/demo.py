@@ -208,7 +208,7 @@ def _evaluate(run: Run, data: Path, seed: int, device: torch.device) -> None:
     for protocol in (load_protocol("knn"), load_protocol("linear", ["train_view=centre"])):
         for subject, kind in rows:
             with counting_progress(f"{protocol.name}, {subject}") as report:
-                record = evaluate(
+                found = evaluate(
                     protocol,
                     run.recipe,
                     data,
@@ -219,4 +219,4 @@ def _evaluate(run: Run, data: Path, seed: int, device: torch.device) -> None:
                     seed=seed,
                     report=report,
                 )
-            write_result(run.folder, record)
+            write_result(run.folder, found)

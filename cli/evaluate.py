@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -13,6 +13,10 @@ from skelpipe.errors import UserError
 from .console import console, show_warning
 from .options import choose_device, newest_set, runs_root, set_folder, subject_numbers
 from .tables import show_table
+
+if TYPE_CHECKING:
+    from skelpipe.protocols.features import Kind
+    from skelpipe.protocols.fusion import Wanted
 
 _PATIENCE = 600.0
 """Seconds that a rank waits for another within a protocol."""
@@ -27,7 +31,9 @@ class Features(StrEnum):
 
 
 def evaluate(
-    protocol: Annotated[str, typer.Option(help="knn or linear.")],
+    protocol: Annotated[
+        str, typer.Option(help="knn, linear (as MAMP's) or linear-pcm3 (as PCM3's).")
+    ],
     run: Annotated[
         Path | None, typer.Option(help="Run folder. [default: the newest with a checkpoint]")
     ] = None,
@@ -51,7 +57,8 @@ def evaluate(
     features: Annotated[
         Features | None,
         typer.Option(
-            help="Of SLiM: mean of patch tokens, class token, or both joined. [default: patch]"
+            help="Of SLiM: mean of patch tokens, class token, or both joined. "
+            "[default: the method's own]"
         ),
     ] = None,
     change: Annotated[
@@ -59,6 +66,18 @@ def evaluate(
     ] = None,
     val_subjects: Annotated[
         str, typer.Option(help="Query these training subjects; leave the test part alone.")
+    ] = "",
+    fuse: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="RUN RUN ...", help="Add up the scores that evaluations of these runs stored."
+        ),
+    ] = None,
+    more: Annotated[
+        list[Path] | None, typer.Argument(metavar="RUN", help="Further runs of --fuse.")
+    ] = None,
+    weights: Annotated[
+        str, typer.Option(help="Of --fuse, one a run: 0.6,0.6,0.4. [default: equal]")
     ] = "",
     seed: Annotated[int, typer.Option(help="Of the probe and of an untrained encoder.")] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
@@ -75,6 +94,8 @@ def evaluate(
 
         skelpipe evaluate --protocol linear --random-init (the floor without training)
 
+        skelpipe evaluate --protocol linear-pcm3 --fuse runs/JOINT runs/BONE runs/MOTION
+
         torchrun --standalone --nproc-per-node 4 -m -- skelpipe.cli evaluate --protocol knn
     """
     from skelpipe import distributed
@@ -83,6 +104,7 @@ def evaluate(
     from skelpipe.errors import nearest
     from skelpipe.protocols.evaluate import PROTOCOLS, load_protocol, write_result
     from skelpipe.protocols.evaluate import evaluate as run_protocol
+    from skelpipe.protocols.fusion import Wanted
     from skelpipe.report.tables import comparable, read_results, result_table
     from skelpipe.shards.card import read_card
 
@@ -94,8 +116,27 @@ def evaluate(
         raise UserError(f"unknown protocol '{protocol}'", remedy=nearest(protocol, PROTOCOLS))
     if random_init and raw_features:
         raise UserError("--random-init and --raw-features are two floors", remedy="ask for one")
-    settings = load_protocol(protocol, change or [])
     held_out = subject_numbers(val_subjects)
+    kind: Kind | None = features.value if features else None
+    if fuse or more or weights:
+        given = {
+            "--run": bool(run),
+            "--data": bool(data),
+            "--recipe": bool(recipe),
+            "--set": bool(change),
+            "--random-init": random_init,
+            "--raw-features": raw_features,
+        }
+        if fuse and any(given.values()):
+            raise UserError(
+                "--fuse adds up what is stored and computes nothing else",
+                found=" ".join(name for name, value in given.items() if value),
+                remedy="leave it out; evaluate each run with it first",
+            )
+        if not ranks.rank:
+            _fuse(fuse or [], more or [], weights, Wanted(protocol, kind, held_out))
+        return
+    settings = load_protocol(protocol, change or [])
 
     found = None
     if run is not None or recipe is None:
@@ -135,21 +176,22 @@ def evaluate(
         distributed.process_group(where, _PATIENCE),
         counting_progress(f"{protocol} epochs") as report,
     ):
-        record = run_protocol(
+        evaluation = run_protocol(
             settings,
             chosen,
             folder,
             subject="random-init" if random_init else "raw" if raw_features else "run",
             device=where,
             run=found,
-            kind=features.value if features else None,
+            kind=kind,
             val_subjects=held_out,
             seed=seed,
             report=report,
         )
     if ranks.rank:
         return  # the first one tells what all have found
-    stored = write_result(found.folder, record) if found else None
+    record = evaluation.record
+    stored = write_result(found.folder, evaluation) if found else None
     beside = read_results(found.folder) if found else [record]
     for group in comparable(beside):
         if record in group:
@@ -157,3 +199,35 @@ def evaluate(
     console.print(f"our reading: {'; '.join(record['readings'])}", soft_wrap=True, markup=False)
     if stored:
         console.print(f"stored: {stored}", soft_wrap=True)
+
+
+def _fuse(first: list[Path], more: list[Path], weights: str, wanted: Wanted) -> None:
+    """Fuse runs' stored scores; the result is stored in the first one and shown as a table."""
+    from skelpipe.checkpoint import read_run
+    from skelpipe.protocols.evaluate import write_result
+    from skelpipe.protocols.fusion import fuse
+    from skelpipe.report.tables import fusion_table
+
+    if not first:
+        raise UserError(
+            f"{more[0]} belongs to no option" if more else "--weights are those of --fuse",
+            remedy="--fuse RUN RUN RUN, or --run RUN for one run",
+        )
+    if more and len(first) > 1:  # the order, which weights go by, would be lost
+        raise UserError(
+            "runs stand behind some --fuse, several --fuse are given",
+            remedy="--fuse RUN RUN RUN, or --fuse RUN --fuse RUN --fuse RUN",
+        )
+    try:
+        numbers = [float(number) for number in weights.replace(",", " ").split()]
+    except ValueError as error:
+        raise UserError(
+            "--weights takes numbers", found=weights, expected="such as --weights 0.6,0.6,0.4"
+        ) from error
+    runs = [read_run(folder) for folder in (*first, *more)]
+    found = fuse(runs, wanted, numbers)
+    show_table(fusion_table(found.record))
+    console.print(
+        f"our reading: {'; '.join(found.record['readings'])}", soft_wrap=True, markup=False
+    )
+    console.print(f"stored: {write_result(runs[0].folder, found)}", soft_wrap=True)

@@ -272,7 +272,8 @@ def _check_cost(
             remedy="make room, or start with --yes",
         )
     remedy = (
-        "skelpipe pretrain --recipe slim-tiny runs in minutes; --yes starts this one all the same"
+        f"skelpipe pretrain --recipe {recipe.method}-tiny runs in minutes; --yes starts this one "
+        "all the same"
     )
     if expected.memory > memory_of(device):
         raise UserError(

@@ -409,7 +409,7 @@ def _run(job: Job, state: State, setting: Setting) -> None:
             sys.exit(REQUEUE)
     for subject, protocol in state.evaluations:
         with counting_progress(f"{protocol.name}, {subject}") as count:
-            record = evaluate(
+            found = evaluate(
                 protocol,
                 run.recipe,
                 setting.data,
@@ -420,8 +420,8 @@ def _run(job: Job, state: State, setting: Setting) -> None:
                 seed=job.seed,
                 report=count,
             )
-        write_result(run.folder, record)
-        result = record["results"][0]
+        write_result(run.folder, found)
+        result = found.record["results"][0]
         console.print(
             f"{job.name}: {protocol.name}, {result['network']} {result['accuracy']:.1f} %",
             soft_wrap=True,

@@ -21,9 +21,9 @@ from skelpipe.bench.prepare import memory, read_literally, speed
 from skelpipe.bench.recordings import write_raw, write_short
 from skelpipe.bench.stream import stream
 from skelpipe.bench.views import PlainViews, views
+from skelpipe.costs.roofline import Peaks
 from skelpipe.models.gru import SkeletonGRU
 from skelpipe.prepare import ntu
-from skelpipe.roofline import Peaks
 from skelpipe.skeleton import Topology
 
 

@@ -20,7 +20,7 @@ from skelpipe.bench.flops import (
     visible_tokens,
 )
 from skelpipe.config import load_recipe
-from skelpipe.roofline import block_macs, patch_macs
+from skelpipe.costs.slim import block_macs, patch_macs
 
 SLIM = load_recipe("slim")
 DIM = 256

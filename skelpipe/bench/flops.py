@@ -23,10 +23,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from skelpipe.config import Settings, SLiMRecipe, build
+from skelpipe.costs.slim import masked_tokens, step_rows, tokens_of
 from skelpipe.manifest import read_manifest
 from skelpipe.models.heads import PrototypeHead
 from skelpipe.models.vit import SkeletonViT
-from skelpipe.roofline import masked_tokens, step_rows, tokens_of
 
 JOINTS = 25
 _DIM, _LAYERS, _PATCH = 256, 8, 4  # MAMP's encoder; heads 8, MLP ratio 4

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from skelpipe.costs.roofline import DTYPES, measure_peaks
 from skelpipe.models.gru import SkeletonGRU, released_names
-from skelpipe.roofline import DTYPES, measure_peaks
 
 from .measure import Row, interleave, rate, rows
 from .stream import threads_of

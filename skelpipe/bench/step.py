@@ -12,13 +12,14 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from skelpipe.config import Recipe, SLiMRecipe
+from skelpipe.config import Recipe
+from skelpipe.costs import step_rows
+from skelpipe.costs.roofline import DTYPES, Peaks, Work, measure_peaks
 from skelpipe.estimate import micro_batch
 from skelpipe.manifest import load_dataset, load_topology
 from skelpipe.methods import build_method
 from skelpipe.methods.slim import SLiM
 from skelpipe.optim import build_optimiser
-from skelpipe.roofline import DTYPES, Peaks, Work, measure_peaks, step_rows
 from skelpipe.stream.loader import Loader
 from skelpipe.stream.source import Batch
 from skelpipe.train import compile_blocks, take_step
@@ -120,7 +121,6 @@ def step(recipe: Recipe, device: torch.device, *, steps: int = 5) -> Step:
     topology, dataset = load_topology("kinect_v2"), load_dataset("ntu60")
     joints = len(topology.joints)
     micro = micro_batch(recipe, bodies=BODIES, joints=joints, device=device)
-    assert isinstance(recipe, SLiMRecipe)
     peaks = measure_peaks(device, DTYPES[recipe.train.precision])
     loader = Loader(Generated(2 * recipe.train.batch, joints, device), recipe.train.batch, 0)
     method = build_method(recipe, topology, 0).to(device)

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from skelpipe.checkpoint import Run, check_recipe, load_network, read_json, write_json
 from skelpipe.config import Recipe, Settings, apply_changes, build
 from skelpipe.errors import UserError
+from skelpipe.files import write_whole
 from skelpipe.manifest import read_manifest
 from skelpipe.methods import Method, build_method
 from skelpipe.protocols import knn, linear
@@ -29,13 +31,15 @@ from skelpipe.protocols.features import (
     raw_features,
     viewer,
 )
+from skelpipe.protocols.linear import Schedule
+from skelpipe.protocols.scores import digest, pack_scores
 from skelpipe.random import fold
 from skelpipe.shards.card import Card, read_fitting_card
 from skelpipe.stream.source import Source, open_source, select
 
 Subject = Literal["run", "random-init", "raw"]
-ProtocolName = Literal["knn", "linear"]
-PROTOCOLS: tuple[ProtocolName, ...] = ("knn", "linear")
+ProtocolName = Literal["knn", "linear", "linear-pcm3"]
+PROTOCOLS: tuple[ProtocolName, ...] = ("knn", "linear", "linear-pcm3")
 
 
 class Knn(Settings):
@@ -49,19 +53,50 @@ class Knn(Settings):
 
 
 class Linear(Settings):
-    """MAMP's linear evaluation; ``train_view = "centre"`` caches the features of one fixed crop."""
+    """Linear evaluation: "linear" is MAMP's, "linear-pcm3" PCM3's.
+
+    ``train_view = "centre"`` caches the features of one fixed crop. PCM3 has it on NTU RGB+D; on
+    PKU-MMD it takes a random half or more: ``train_view = "random"``.
+    """
 
     kind: Literal["protocol"]
-    name: Literal["linear"]
+    name: Literal["linear", "linear-pcm3"]
     title: str
     epochs: int = Field(ge=1)
+    norm: bool = Field(description="batch norm without affine part before the layer")
     batch: int = Field(ge=2, description="batch norm needs two")
     lr: float = Field(gt=0)
+    schedule: Schedule = Field(description="of lr: cosine to 0, or steps to a tenth at drops")
+    drops: tuple[int, ...] = Field((), description="epochs, counted from 0, of steps")
     momentum: float = Field(ge=0, lt=1)
     weight_decay: float = Field(ge=0)
     centre: float = Field(gt=0, le=1)
     train_view: Literal["random", "centre"]
     random: RandomView
+
+    @model_validator(mode="after")
+    def _drops_happen(self) -> Self:
+        if self.schedule == "cosine" and self.drops:
+            raise ValueError("drops are for schedule steps: a cosine has none")
+        if any(not 0 < drop < self.epochs for drop in self.drops):
+            raise ValueError(
+                f"drops at epochs {list(self.drops)} do not all lie within {self.epochs} epochs; "
+                "set both"
+            )
+        return self
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What an evaluation found.
+
+    Attributes:
+        record: What is written as JSON: protocol, data, and for each network its accuracy.
+        scores: Of a run's first network (the student), as `pack_scores` has them; None of floors.
+    """
+
+    record: dict[str, Any]
+    scores: bytes | None
 
 
 def load_protocol(name: str, changes: Sequence[str] = ()) -> Knn | Linear:
@@ -83,7 +118,7 @@ def evaluate(
     val_subjects: tuple[int, ...] = (),
     seed: int = 0,
     report: Callable[[int, int], None] = lambda done, total: None,
-) -> dict[str, Any]:
+) -> Evaluation:
     """Evaluate frozen features on a prepared set.
 
     Args:
@@ -99,9 +134,6 @@ def evaluate(
             leave the test part alone.
         seed: Of initial weights and of the probe.
         report: Called with epochs done and in all.
-
-    Returns:
-        The record that is written as JSON: protocol, data, and for each network its accuracy.
     """
     card = read_fitting_card(data, recipe.pipeline)
     train_table = select(data, "train", without=val_subjects)
@@ -128,9 +160,12 @@ def evaluate(
     predictions: list[Tensor] = []
     if isinstance(protocol, Knn):
         knn.check_gallery(protocol.k, len(train_set))
-        for name, query, gallery in zip(
-            networks, test_features, centre_features(train_set), strict=True
-        ):
+        galleries = centre_features(train_set)
+        if subject == "run":
+            score_NC = knn.class_scores(
+                test_features[0], galleries[0], train_label, classes, protocol.k
+            )
+        for name, query, gallery in zip(networks, test_features, galleries, strict=True):
             neighbours = knn.nearest(query, gallery, protocol.k)
             predictions.append(knn.predict(train_label[neighbours], classes))
             rows.append({"network": name, "accuracy": accuracy(predictions[-1], test_label)})
@@ -147,9 +182,13 @@ def evaluate(
             lr=protocol.lr,
             momentum=protocol.momentum,
             weight_decay=protocol.weight_decay,
+            norm=protocol.norm,
+            schedule=protocol.schedule,
+            drops=protocol.drops,
             seed=seed,
             report=lambda epoch: report(epoch, protocol.epochs),
         )
+        score_NC = probes[0].score_NC
         for name, probe in zip(networks, probes, strict=True):
             predictions.append(probe.predicted_N)
             rows.append(
@@ -162,7 +201,10 @@ def evaluate(
                     },
                 }
             )
-    return {
+    scores = None
+    if subject == "run":
+        scores = pack_scores(test_set.table["key"].to_pylist(), test_label, score_NC)
+    record = {
         "protocol": protocol.model_dump(mode="json"),
         "subject": subject,
         "features": "raw coordinates" if subject == "raw" else kind,
@@ -170,13 +212,14 @@ def evaluate(
         "checkpoint": run.checkpoint().name if run and subject == "run" else None,
         "dataset": card.dataset,
         "split": card.split,
-        "part": f"validation subjects {list(val_subjects)}" if val_subjects else "test",
+        "part": part_name(val_subjects),
         "samples": {"train": len(train_set), "test": len(test_set)},
         "data_digest": card.data_digest,
         "warnings": list(card.warnings),
         "readings": recipe.readings(),
         "seed": seed,
         "results": rows,
+        "scores_sha256": digest(scores) if scores else None,
         "classes": list(card.classes),
         "confusion": _confusion(predictions[0], test_label, classes),
         "device": str(device),
@@ -184,6 +227,12 @@ def evaluate(
         "threads": torch.get_num_threads(),
         "versions": {name: version(name) for name in ("skelpipe", "torch", "numpy")},
     }
+    return Evaluation(record, scores)
+
+
+def part_name(val_subjects: Sequence[int]) -> str:
+    """Which samples are queried, as records name them."""
+    return f"validation subjects {list(val_subjects)}" if val_subjects else "test"
 
 
 def load_student(run: Run, card: Card, device: torch.device) -> Method:
@@ -260,16 +309,30 @@ def _confusion(predicted_N: Tensor, label_N: Tensor, classes: int) -> list[list[
     return table
 
 
-def write_result(folder: Path, record: dict[str, Any]) -> Path:
-    """Store a record as results/PROTOCOL.json of a run; floors and validation beside it.
+def write_result(folder: Path, found: Evaluation) -> Path:
+    """Store an evaluation in a run's folder as results/NAME.json, NAME of `result_name`.
 
-    File names: knn.json, knn-random-init.json, knn-raw.json; with "-class" or "-both" for features
-    other than the default, with "-val" for validation subjects.
+    Scores go first, to NAME.scores.parquet beside it: the record has their digest.
     """
-    subject = "" if record["subject"] == "run" else f"-{record['subject']}"
-    if record["features"] in ("class", "both"):
-        subject += f"-{record['features']}"
-    part = "" if record["part"] == "test" else "-val"
-    path = folder / "results" / f"{record['protocol']['name']}{subject}{part}.json"
+    record = found.record
+    name = result_name(
+        record["protocol"]["name"], record["subject"], record["features"], record["part"]
+    )
+    path = folder / "results" / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if found.scores is not None:
+        write_whole(path.with_suffix(".scores.parquet"), found.scores)
     write_json(path, record)
     return path
+
+
+def result_name(protocol: str, subject: str, features: str, part: str) -> str:
+    """File name of a record: PROTOCOL.json of a run; floors, fusions and validation beside it.
+
+    Such as knn.json, knn-random-init.json, knn-raw.json, fused-knn.json; with "-class" or "-both"
+    for features other than the default, with "-val" for validation subjects.
+    """
+    name = {"run": protocol, "fused": f"fused-{protocol}"}.get(subject, f"{protocol}-{subject}")
+    if features in ("class", "both"):
+        name += f"-{features}"
+    return f"{name}{'' if part == 'test' else '-val'}.json"

@@ -43,10 +43,47 @@ def nearest(query_ND: Tensor, gallery_GD: Tensor, k: int = 1, chunk: int = 1024)
 
 def predict(neighbour_label_Nk: Tensor, classes: int) -> Tensor:
     """The most frequent class among the neighbours; among equally frequent, the nearest's."""
-    votes = F.one_hot(neighbour_label_Nk, classes).sum(1).double()
+    return votes(neighbour_label_Nk, classes).argmax(1)
+
+
+def votes(neighbour_label_Nk: Tensor, classes: int) -> Tensor:
+    """How many neighbours each class has, shape (N, classes), and less than 1 for the nearest."""
+    found = F.one_hot(neighbour_label_Nk, classes).sum(1).double()
     k = neighbour_label_Nk.shape[1]
-    rank = torch.arange(k, 0, -1, device=votes.device) / (k + 1)
-    bonus = torch.zeros_like(votes).scatter_reduce(
-        1, neighbour_label_Nk, rank.double().expand(len(votes), -1), "amax"
+    rank = torch.arange(k, 0, -1, device=found.device) / (k + 1)
+    bonus = torch.zeros_like(found).scatter_reduce(
+        1, neighbour_label_Nk, rank.double().expand(len(found), -1), "amax"
     )
-    return (votes + bonus).argmax(1)
+    return found + bonus
+
+
+def class_scores(
+    query_ND: Tensor,
+    gallery_GD: Tensor,
+    label_G: Tensor,
+    classes: int,
+    k: int = 1,
+    chunk: int = 1024,
+) -> Tensor:
+    """What k-NN says of each class, shape (N, classes); its answer is the largest.
+
+    For k = 1 the highest cosine similarity to a gallery row of the class, -1 for a class without
+    any. (Rows of two classes that are equally near are told apart by `nearest` alone.) For larger k
+    the `votes` of its neighbours.
+
+    Args:
+        query_ND, gallery_GD: Features.
+        label_G: Classes of the gallery.
+        classes: In all.
+        k: Neighbours.
+        chunk: Queries at once.
+    """
+    if k > 1:
+        return votes(label_G[nearest(query_ND, gallery_GD, k, chunk)], classes)
+    gallery = F.normalize(gallery_GD, dim=-1)
+    found = []
+    for part in F.normalize(query_ND, dim=-1).split(chunk):
+        similarity = part @ gallery.T
+        lowest = similarity.new_full((len(part), classes), -1.0)
+        found.append(lowest.scatter_reduce(1, label_G.expand(len(part), -1), similarity, "amax"))
+    return torch.cat(found)

@@ -1,9 +1,14 @@
-"""Linear evaluation as MAMP does it: a linear classifier on frozen, batch-normalised features."""
+"""Linear evaluation: a linear classifier on frozen features, as MAMP or as PCM3 trains it.
+
+MAMP normalises the features by a batch norm and lowers the rate along a cosine; PCM3 has no norm
+(P18) and lowers the rate in steps. All else is the same.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -13,28 +18,36 @@ from skelpipe.optim import cosine
 from skelpipe.random import fold
 from skelpipe.stream.order import permutation
 
+Schedule = Literal["cosine", "steps"]
+
 
 @dataclass(frozen=True)
 class Probe:
     """A trained classifier's answers.
 
     Attributes:
-        predicted_N: Class of each test sample after the last epoch.
+        score_NC: Logits of each test sample after the last epoch.
+        predicted_N: The class of the largest one.
         best: Highest test accuracy of any epoch, which peers report; never headlined.
         best_epoch: That epoch, from 1.
     """
 
+    score_NC: Tensor
     predicted_N: Tensor
     best: float
     best_epoch: int
 
 
 class Classifier(nn.Module):
-    """Batch norm without affine part (eps 1e-6), then one linear layer (trunc-normal 0.01)."""
+    """Batch norm without affine part (eps 1e-6) if asked for, then one linear layer.
 
-    def __init__(self, dim: int, classes: int) -> None:
+    Weights start as N(0, 0.01), biases as 0. MAMP's truncated normal cuts at 200 deviations, so it
+    is PCM3's normal too.
+    """
+
+    def __init__(self, dim: int, classes: int, *, norm: bool = True) -> None:
         super().__init__()
-        self.norm = nn.BatchNorm1d(dim, affine=False, eps=1e-6)
+        self.norm = nn.BatchNorm1d(dim, affine=False, eps=1e-6) if norm else nn.Identity()
         self.linear = nn.Linear(dim, classes)
         nn.init.trunc_normal_(self.linear.weight, std=0.01)
         nn.init.zeros_(self.linear.bias)
@@ -56,12 +69,16 @@ def fit(
     lr: float,
     momentum: float,
     weight_decay: float,
+    norm: bool,
+    schedule: Schedule,
+    drops: Sequence[int],
     seed: int,
     report: Callable[[int], None] = lambda epoch: None,
 ) -> list[Probe]:
-    """Train one classifier for each set of features, by SGD with a cosine to 0 per iteration.
+    """Train one classifier for each set of features, by SGD.
 
-    The last incomplete batch of an epoch is dropped, as MAMP does, unless it is the only one.
+    The last incomplete batch of an epoch is dropped, as MAMP does, unless it is the only one. What
+    PCM3 does with it is not known: our reading is the same.
 
     Args:
         epochs_of_features: Yields each epoch's training features: one (N, D) for each set.
@@ -70,12 +87,18 @@ def fit(
         test_label_N: Test classes.
         classes: Outputs.
         epochs, batch, lr, momentum, weight_decay: Of the protocol.
+        norm: See `Classifier`.
+        schedule: Of the rate: "cosine" goes to 0 with every step, "steps" is a tenth from the start
+            of each of ``drops`` on.
+        drops: Epochs, counted from 0; of "steps" alone.
         seed: Of initial weights and order.
         report: Called with each finished epoch, from 1.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        models = [Classifier(test.shape[1], classes).to(test.device) for test in test_features]
+        models = [
+            Classifier(test.shape[1], classes, norm=norm).to(test.device) for test in test_features
+        ]
     optimisers = [
         torch.optim.SGD(m.parameters(), lr=lr, momentum=momentum, weight_decay=weight_decay)
         for m in models
@@ -84,30 +107,32 @@ def fit(
     batch = min(batch, samples)
     steps = samples // batch
     best = [(0.0, 0)] * len(models)
-    predicted: list[Tensor] = []
+    scores: list[Tensor] = []
     for epoch in range(epochs):
         features = next(epochs_of_features)
         order = permutation(samples, int(fold(seed, 1)), epoch).to(label_N.device)
         for step in range(steps):
             rows = order[step * batch : (step + 1) * batch]
-            rate = cosine(lr, 0.0, (epoch * steps + step) / (epochs * steps))
+            if schedule == "cosine":
+                rate = cosine(lr, 0.0, (epoch * steps + step) / (epochs * steps))
+            else:
+                rate = lr * 0.1 ** sum(epoch >= drop for drop in drops)
             for model, optimiser, x_ND in zip(models, optimisers, features, strict=True):
                 optimiser.param_groups[0]["lr"] = rate
                 loss = F.cross_entropy(model(x_ND[rows]), label_N[rows])
                 optimiser.zero_grad(set_to_none=True)
                 loss.backward()
                 optimiser.step()
-        predicted = []
+        scores = []
         for number, (model, test) in enumerate(zip(models, test_features, strict=True)):
             model.eval()
             with torch.no_grad():
-                answer = model(test).argmax(1)
+                scores.append(model(test))
             model.train()
-            predicted.append(answer)
-            accuracy = (answer == test_label_N).double().mean().item()
+            accuracy = (scores[-1].argmax(1) == test_label_N).double().mean().item()
             best[number] = max(best[number], (accuracy, -(epoch + 1)))
         report(epoch + 1)
     return [
-        Probe(answer, accuracy, -epoch)
-        for answer, (accuracy, epoch) in zip(predicted, best, strict=True)
+        Probe(score_NC, score_NC.argmax(1), accuracy, -epoch)
+        for score_NC, (accuracy, epoch) in zip(scores, best, strict=True)
     ]

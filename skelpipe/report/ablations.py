@@ -281,6 +281,7 @@ def ablation_report(
         for record in entry.results
         if record["features"] == features
         and record["part"] == part
+        and record["subject"] != "fused"
         and record["protocol"]["name"] in ablations.protocols
     }
     if not records:

@@ -44,7 +44,7 @@ _FLOORS = (
     "<em>untrained encoder</em> is the same network with its initial weights: no learning."
 )
 
-_SHORT = {"knn": "k-NN", "linear": "linear"}
+_SHORT = {"knn": "k-NN", "linear": "linear", "linear-pcm3": "linear as PCM3's"}
 
 
 def write_page(

@@ -65,21 +65,26 @@ def read_results(run: Path) -> list[Record]:
 
 
 def result_tables(records: Iterable[Record]) -> list[Table]:
-    """One table for each protocol and part; only like is set beside like.
+    """One table for each protocol and part, then one for each fusion; only like is beside like.
 
     Accuracies are the last epoch's. The best epoch on the test part, which peers report, stands
     in a column of its own and is never what a gain is taken from.
     """
-    return [result_table(group) for group in comparable(records)]
+    records = list(records)
+    fused = [fusion_table(record) for record in records if record["subject"] == "fused"]
+    return [result_table(group) for group in comparable(records)] + fused
 
 
 def comparable(records: Iterable[Record]) -> list[list[Record]]:
     """Records grouped by protocol with all its settings, data and part: the run before floors.
 
-    Within a group the kinds of features follow one another: patch mean, class token, both.
+    Within a group the kinds of features follow one another: patch mean, class token, both. Fusions
+    are of several runs and stand in no group.
     """
     groups: dict[str, list[Record]] = {}
     for record in records:
+        if record["subject"] == "fused":
+            continue
         same = [record[name] for name in ("protocol", "dataset", "split", "data_digest", "part")]
         groups.setdefault(json.dumps(same, sort_keys=True), []).append(record)
     order = ("run", *_FLOORS)
@@ -127,6 +132,8 @@ def settings_line(protocol: Record) -> str:
     hidden = {"kind", "name", "title"}
     if protocol.get("train_view") == "centre":
         hidden.add("random")  # settings of a view that is not drawn
+    if protocol.get("schedule") == "cosine":
+        hidden.add("drops")  # it has none
     parts = []
     for name, value in protocol.items():
         if name in hidden:
@@ -135,6 +142,8 @@ def settings_line(protocol: Record) -> str:
         if isinstance(value, dict):
             inner = ", ".join(f"{key} {_plain(part)}" for key, part in value.items())
             parts.append(f"{label} ({inner})")
+        elif name == "drops":
+            parts.append(f"{label} {'/'.join(map(str, value))}")
         else:
             parts.append(f"{label} {_plain(value)}")
     return ", ".join(parts)
@@ -174,16 +183,45 @@ def result_table(group: Sequence[Record]) -> Table:
                 best = result.get("best_epoch_peer_convention")
                 cells.append(f"{best['accuracy']:.1f} (epoch {best['epoch']})" if best else "")
             rows.append(tuple(cells))
-    samples = first["samples"]
     return Table(
         title=first["protocol"]["title"],
-        subtitle=f"{first['dataset']} {first['split']}, {first['part']}: {samples['test']:,} "
-        f"samples against {samples['train']:,} training samples",
+        subtitle=_data_line(first),
         columns=tuple(columns),
         rows=tuple(rows),
         numbers=settings_line(first["protocol"]),
         warnings=united(record["warnings"] for record in group),
         readings=united(record["readings"] for record in group),
+    )
+
+
+def fusion_table(record: Record) -> Table:
+    """The table of a fusion: its streams with their weights, then the sum."""
+    rows = [
+        (
+            f"{stream['run']}, step {stream['checkpoint']}",
+            _FEATURES.get(stream["features"], stream["features"]),
+            f"{stream['weight']:g}",
+            f"{stream['accuracy']:.1f}",
+        )
+        for stream in record["streams"]
+    ]
+    (total,) = record["results"]
+    return Table(
+        title=f"Fusion: {record['protocol']['title']}",
+        subtitle=_data_line(record),
+        columns=("stream", "features", "weight", "accuracy, %"),
+        rows=(*rows, (total["network"], features_name(record), "", f"{total['accuracy']:.1f}")),
+        numbers=settings_line(record["protocol"]),
+        warnings=tuple(record["warnings"]),
+        readings=tuple(record["readings"]),
+    )
+
+
+def _data_line(record: Record) -> str:
+    samples = record["samples"]
+    return (
+        f"{record['dataset']} {record['split']}, {record['part']}: {samples['test']:,} samples "
+        f"against {samples['train']:,} training samples"
     )
 
 

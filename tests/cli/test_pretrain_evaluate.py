@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from importlib.metadata import entry_points
@@ -75,6 +76,48 @@ def test_pretrain_and_evaluate_without_further_arguments(place: Path) -> None:
     assert "our reading" in linear.output
 
 
+def test_streams_are_fused(place: Path) -> None:
+    runs = [place / f"run{seed}" for seed in range(3)]
+    for seed, run in enumerate(runs):
+        skelpipe("pretrain", "--recipe", place / "tiny.toml", "--seed", seed, "--out", run)
+    knn = ("evaluate", "--protocol", "knn")
+    message = refusal(*knn, "--fuse", *runs)
+    assert f"skelpipe evaluate --protocol knn --run {runs[0]}\n" in message + "\n"
+    for run in runs:
+        assert skelpipe(*knn, "--run", run).exit_code == 0
+    stored = runs[0] / "results" / "fused-knn.json"
+    given: list[tuple[str | Path, ...]] = [
+        ("--fuse", *runs),
+        ("--fuse", *runs, "--weights", "1,1,1"),
+        ("--weights", "0.6,0.6,0.4", "--fuse", *runs),
+        tuple(word for run in runs for word in ("--fuse", run)),
+    ]
+    for words in given:
+        result = skelpipe(*knn, *words)
+        assert result.exit_code == 0, result.output
+        record = json.loads(stored.read_text())
+        assert [stream["run"] for stream in record["streams"]] == ["run0", "run1", "run2"]
+        weights = [0.6, 0.6, 0.4] if "0.6,0.6,0.4" in words else [1, 1, 1]
+        assert [stream["weight"] for stream in record["streams"]] == weights
+        for stream in (*record["streams"], *record["results"]):
+            assert f"{stream['accuracy']:.1f}" in result.output
+        assert f"stored: {stored}" in result.output
+        stored.unlink()
+    for words, named in (
+        (("--fuse", runs[0]), "two runs at least"),
+        (("--fuse", *runs, "--weights", "1,1"), "one weight for each run"),
+        (("--fuse", *runs, "--weights", "1,1,one"), "--weights takes numbers"),
+        (("--fuse", *runs[:2], "--fuse", runs[2]), "several --fuse"),
+        (("--fuse", *runs, "--set", "k=5"), "--set"),
+        (("--fuse", *runs, "--run", runs[0], "--raw-features"), "--run --raw-features"),
+        (("--fuse", *runs, "--features", "class"), "--features class"),
+        ((runs[0],), "belongs to no option"),
+        (("--weights", "1,1"), "those of --fuse"),
+    ):
+        assert named in refusal(*knn, *words)
+    assert not stored.exists()
+
+
 def test_held_out_subjects_are_not_trained_on(place: Path) -> None:
     skelpipe("pretrain", "--recipe", place / "tiny.toml", "--val-subjects", "1")
     (run,) = (place / "runs").iterdir()
@@ -136,6 +179,18 @@ def test_a_set_of_another_pipeline_is_refused_with_the_command(place: Path) -> N
     other = write_set(place / "other", pipeline="agcn")
     message = refusal("pretrain", "--recipe", place / "tiny.toml", "--data", other)
     assert "skelpipe prepare toy --split half --pipeline ctrgcn" in message
+
+
+def test_what_pcm3_will_take_is_told_before_it_starts(place: Path) -> None:
+    data = write_set(place / "agcn", pipeline="agcn")
+    recipe = place / "contrast.toml"
+    recipe.write_text('kind = "recipe"\nmethod = "pcm3"\n', encoding="utf-8")
+    words = ("pretrain", "--recipe", recipe, "--data", data, "--batch", 4)
+    result = skelpipe(*words, "--set", "train.epochs=10000000")
+    assert re.search(r"estimate on \S+: about \S+ hours, \S+ GiB of memory, 1.8 GiB", result.output)
+    message = str(result.exception)
+    assert "recipe 'contrast' would take about" in message
+    assert "skelpipe pretrain --recipe pcm3-tiny runs in minutes" in message
 
 
 def test_a_run_without_checkpoint_is_refused(place: Path) -> None:

@@ -125,9 +125,10 @@ def test_rows_and_seeds_are_run_evaluated_and_reported_once(data: Path, tmp_path
     (folders[0] / "results" / "knn-val.json").unlink()
     done(given)
     now = {folder: times(folder) for folder in folders}
-    remade = now[folders[0]]["results/knn-val.json"]
-    assert remade > before[folders[0]]["results/knn-val.json"]
-    before[folders[0]]["results/knn-val.json"] = remade
+    for name in ("results/knn-val.json", "results/knn-val.scores.parquet"):
+        remade = now[folders[0]][name]
+        assert remade > before[folders[0]][name]
+        before[folders[0]][name] = remade
     assert now == before
 
     # The same folder cannot hold runs of anything else.

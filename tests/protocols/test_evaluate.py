@@ -8,10 +8,11 @@ import pytest
 from builders import CPU, tiny_recipe, write_set
 
 from skelpipe.errors import UserError
-from skelpipe.protocols.evaluate import evaluate, load_protocol, write_result
+from skelpipe.protocols.evaluate import PROTOCOLS, evaluate, load_protocol, write_result
 from skelpipe.train import start_run, train
 
 QUICK = ("epochs=3", "batch=4", "random.shortest=4")
+CHANGES = {"knn": (), "linear": QUICK, "linear-pcm3": (*QUICK, "drops=[1, 2]")}
 
 
 @pytest.fixture(scope="module")
@@ -20,12 +21,12 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("subject", ["random-init", "raw"])
-@pytest.mark.parametrize("name", ["knn", "linear"])
+@pytest.mark.parametrize("name", PROTOCOLS)
 def test_floors_need_no_run(data: Path, name: str, subject: str) -> None:
-    protocol = load_protocol(name, QUICK if name == "linear" else ())
+    protocol = load_protocol(name, CHANGES[name])
     record: dict[str, Any] = evaluate(
         protocol, tiny_recipe(), data, subject=subject, device=CPU  # type: ignore[arg-type]
-    )  # fmt: skip
+    ).record  # fmt: skip
     assert len(record["results"]) == 1
     assert 0 <= record["results"][0]["accuracy"] <= 100
     assert sum(map(sum, record["confusion"])) == 8
@@ -38,23 +39,38 @@ def test_floors_need_no_run(data: Path, name: str, subject: str) -> None:
 def test_a_run_is_evaluated_student_first(data: Path, tmp_path: Path) -> None:
     run = start_run(tmp_path / "run", tiny_recipe("train.epochs=1"), data, seed=0)
     train(run, data, device=CPU)
-    record = evaluate(load_protocol("knn"), run.recipe, data, subject="run", device=CPU, run=run)
+    found = evaluate(load_protocol("knn"), run.recipe, data, subject="run", device=CPU, run=run)
+    record = found.record
     assert [row["network"] for row in record["results"]] == ["student", "teacher"]
     assert record["checkpoint"] == "4"
     again = evaluate(load_protocol("knn"), run.recipe, data, subject="run", device=CPU, run=run)
-    assert again == record
-    path = write_result(run.folder, record)
+    assert again == found
+    path = write_result(run.folder, found)
     assert path == run.folder / "results" / "knn.json"
     assert json.loads(path.read_text(encoding="utf-8")) == record
 
 
+def test_each_protocol_has_a_file_of_its_own(data: Path, tmp_path: Path) -> None:
+    written = {
+        write_result(
+            tmp_path,
+            evaluate(
+                load_protocol(name, CHANGES[name]), tiny_recipe(), data, subject="raw", device=CPU
+            ),
+        ).name
+        for name in PROTOCOLS
+    }
+    assert written == {"knn-raw.json", "linear-raw.json", "linear-pcm3-raw.json"}
+
+
 def test_validation_leaves_the_test_part_alone(data: Path) -> None:
-    record = evaluate(
+    found = evaluate(
         load_protocol("knn"), tiny_recipe(), data, subject="raw", device=CPU, val_subjects=(1, 2)
     )
+    record = found.record
     assert record["samples"] == {"train": 8, "test": 8}
     assert record["part"] == "validation subjects [1, 2]"
-    assert write_result(data.parent / "run", record).name == "knn-raw-val.json"
+    assert write_result(data.parent / "run", found).name == "knn-raw-val.json"
 
 
 def test_another_pipeline_is_refused_with_the_command_that_mends_it(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from skelpipe.protocols.knn import nearest, predict
+from skelpipe.protocols.knn import class_scores, nearest, predict
 
 
 def features(rows: int, dim: int, seed: int) -> Tensor:
@@ -55,3 +55,30 @@ def test_prediction_is_the_majority_and_then_the_nearest(k: int) -> None:
         most = max(counts.values())
         wanted.append(next(label for label in row if counts[label] == most))
     assert predict(labels, 5).tolist() == wanted
+
+
+def test_scores_are_the_nearest_of_each_class() -> None:
+    noise = torch.Generator().manual_seed(4)
+    query, gallery = torch.randn(9, 5, generator=noise), torch.randn(14, 5, generator=noise)
+    label = torch.tensor([0, 3, 1] * 4 + [0, 3])
+    found = class_scores(query, gallery, label, 5, chunk=4)
+    for row in range(9):
+        wanted = [-1.0] * 5
+        for place in range(14):
+            cosine = torch.cosine_similarity(query[row], gallery[place], dim=0).item()
+            wanted[int(label[place])] = max(wanted[int(label[place])], cosine)
+        assert found[row].tolist() == pytest.approx(wanted, abs=1e-6)
+    assert torch.equal(found.argmax(1), label[nearest(query, gallery)[:, 0]])
+
+
+@pytest.mark.parametrize("k", [2, 5])
+def test_scores_of_several_neighbours_are_their_votes(k: int) -> None:
+    noise = torch.Generator().manual_seed(5)
+    query, gallery = torch.randn(30, 4, generator=noise), torch.randn(20, 4, generator=noise)
+    label = torch.arange(20) % 3
+    found = class_scores(query, gallery, label, 3, k)
+    neighbours = label[nearest(query, gallery, k)]
+    assert torch.equal(found.argmax(1), predict(neighbours, 3))
+    for row in range(30):
+        counts = [int((neighbours[row] == number).sum()) for number in range(3)]
+        assert found[row].floor().int().tolist() == counts

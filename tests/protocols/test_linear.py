@@ -2,12 +2,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import repeat
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from skelpipe.errors import UserError
+from skelpipe.protocols.evaluate import Linear, load_protocol
 from skelpipe.protocols.linear import Classifier, Probe, fit
+from skelpipe.random import fold
+from skelpipe.stream.order import permutation
 
 LABEL = torch.arange(66) % 3
 
@@ -18,11 +23,12 @@ def blobs(seed: int, scale: float = 1.0) -> Tensor:
 
 
 def probe(
-    epochs_of_features: Iterator[list[Tensor]], tests: list[Tensor], **changes: float
+    epochs_of_features: Iterator[list[Tensor]], tests: list[Tensor], **changes: Any
 ) -> list[Probe]:
-    settings = {"classes": 3, "epochs": 8, "batch": 16, "lr": 0.1, "momentum": 0.9,
-                "weight_decay": 0.0, "seed": 0} | changes  # fmt: skip
-    return fit(epochs_of_features, LABEL, tests, LABEL, **settings)  # type: ignore[arg-type]
+    settings: dict[str, Any] = {"classes": 3, "epochs": 8, "batch": 16, "lr": 0.1, "momentum": 0.9,
+                "weight_decay": 0.0, "norm": True, "schedule": "cosine", "drops": (),
+                "seed": 0} | changes  # fmt: skip
+    return fit(epochs_of_features, LABEL, tests, LABEL, **settings)
 
 
 def test_a_separable_problem_is_learnt() -> None:
@@ -86,7 +92,8 @@ def test_each_epoch_has_its_own_features() -> None:
 def test_the_best_epoch_is_the_first_of_equals() -> None:
     reported: list[int] = []
     found = fit(repeat([blobs(0)]), LABEL, [blobs(1)], LABEL, classes=3, epochs=6, batch=16,
-                lr=0.5, momentum=0.9, weight_decay=0.0, seed=0, report=reported.append)  # fmt: skip
+                lr=0.5, momentum=0.9, weight_decay=0.0, norm=True, schedule="cosine", drops=(),
+                seed=0, report=reported.append)  # fmt: skip
     assert reported == [1, 2, 3, 4, 5, 6]
     assert found[0].best == 1.0
     assert found[0].best_epoch < 6
@@ -98,3 +105,60 @@ def test_the_classifier_normalises_without_affine_part() -> None:
     assert model.norm.eps == 1e-6
     assert not bool(model.linear.bias.any())
     assert model.linear.weight.std().item() == pytest.approx(0.01, rel=0.5)
+
+
+def test_pcm3s_probe_has_the_published_numbers() -> None:
+    protocol = load_protocol("linear-pcm3")
+    assert isinstance(protocol, Linear)
+    assert (protocol.norm, protocol.epochs, protocol.batch) == (False, 100, 1024)
+    assert (protocol.schedule, protocol.lr, protocol.drops) == ("steps", 0.1, (20, 50, 80))
+    assert (protocol.momentum, protocol.weight_decay) == (0.9, 0)
+    assert (protocol.centre, protocol.train_view) == (0.95, "centre")
+    pku = load_protocol("linear-pcm3", ["train_view=random"])
+    assert isinstance(pku, Linear)
+    assert (pku.random.ratio, pku.random.shortest, pku.random.rotation) == ((0.5, 1.0), 64, 0)
+
+
+def test_pcm3s_probe_is_plain_sgd_with_drops() -> None:
+    """Softmax regression by hand, with momentum, in batches of 20 of 66, dropped at 2 and 5."""
+    features, test = blobs(0).double(), blobs(1).double()
+    steps = {"norm": False, "schedule": "steps", "drops": (2, 5), "epochs": 7, "batch": 20}
+    torch.set_default_dtype(torch.float64)
+    try:
+        (found,) = probe(repeat([features]), [test], **steps)
+        torch.manual_seed(0)
+        start = Classifier(8, 3, norm=False).linear
+    finally:
+        torch.set_default_dtype(torch.float32)
+    weight, bias = start.weight.detach().clone(), start.bias.detach().clone()
+    assert not bool(bias.any())
+    moved = [torch.zeros_like(weight), torch.zeros_like(bias)]
+    for epoch in range(7):
+        rate = 0.1 if epoch < 2 else 0.01 if epoch < 5 else 0.001
+        order = permutation(66, int(fold(0, 1)), epoch)
+        for first in (0, 20, 40):
+            rows = order[first : first + 20]
+            error = torch.softmax(features[rows] @ weight.T + bias, 1)
+            error = (error - torch.eye(3, dtype=torch.float64)[LABEL[rows]]) / 20
+            gradients = [error.T @ features[rows], error.sum(0)]
+            moved = [0.9 * old + new for old, new in zip(moved, gradients, strict=True)]
+            weight -= rate * moved[0]
+            bias -= rate * moved[1]
+    wanted = test @ weight.T + bias
+    torch.testing.assert_close(found.score_NC, wanted)
+    assert torch.equal(found.predicted_N, wanted.argmax(1))
+
+
+def test_without_norm_the_scale_of_features_matters() -> None:
+    plain = {"norm": False, "schedule": "steps", "drops": (2,), "epochs": 3}
+    (one,) = probe(repeat([blobs(0)]), [blobs(1)], **plain)
+    (other,) = probe(repeat([blobs(0, 1e-4)]), [blobs(1, 1e-4)], **plain)
+    assert not torch.allclose(one.score_NC, other.score_NC, rtol=0.1)
+
+
+@pytest.mark.parametrize(
+    "change", ["drops=[20, 100]", "epochs=50", "schedule=cosine", "drops=[0]", "schedule=step"]
+)
+def test_a_schedule_that_does_not_fit_is_refused(change: str) -> None:
+    with pytest.raises(UserError, match=r"drops|schedule"):
+        load_protocol("linear-pcm3", [change])

@@ -40,7 +40,7 @@ def test_it_is_the_protocols_accuracy_of_the_student(data: Path, tmp_path: Path)
         run=run,
         device=CPU,
         val_subjects=HELD_OUT,
-    )
+    ).record
     assert record["results"][0]["network"] == "student"
     assert found[-1] == record["results"][0]["accuracy"]
     assert 0 < found[-1] < 100  # of twenty samples: neither nothing nor all is told apart

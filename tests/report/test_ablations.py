@@ -317,6 +317,15 @@ def entries(**accuracies: list[float]) -> list[Entry]:
     ]
 
 
+def test_other_protocols_and_fusions_are_left_out() -> None:
+    found = entries(a=[50], b=[60])
+    plain = report_of(found)
+    for entry in found:
+        entry.results.append(result(99.0, "linear-pcm3"))
+        entry.results.append(result(99.0, subject="fused"))
+    assert report_of(found) == plain
+
+
 def report_of(found: list[Entry]) -> dict[str, Any]:
     return ablation_report(TWO_TABLES, "tiny", found, part="test", features="patch")
 

@@ -13,8 +13,8 @@ from builders import CPU, KINECT, batch_of, recording, tiny_recipe, write_set
 
 from skelpipe.checkpoint import Run
 from skelpipe.methods.slim import SLiM
-from skelpipe.protocols.evaluate import evaluate, load_protocol, write_result
-from skelpipe.report.page import write_page
+from skelpipe.protocols.evaluate import PROTOCOLS, evaluate, load_protocol, write_result
+from skelpipe.report.page import _SHORT, write_page
 from skelpipe.report.plots import (
     confusion_figure,
     data_uri,
@@ -74,6 +74,20 @@ def test_the_best_epoch_is_never_what_a_gain_is_taken_from() -> None:
     assert table.columns[-1] == "best epoch, % (peer convention)"
     assert table.rows[0][2:] == ("70.0", "+8.0", "99.0 (epoch 3)")
     assert gains([trained, record("raw", 62.0)])[0].points == 8.0
+
+
+def test_pcm3s_probe_is_told_from_mamps() -> None:
+    def linear(name: str) -> dict[str, Any]:
+        return record(protocol=load_protocol(name).model_dump(mode="json"), features="last")
+
+    mamp, pcm3 = result_tables([linear("linear"), linear("linear-pcm3")])
+    assert mamp.title != pcm3.title
+    assert "norm True" in mamp.numbers
+    assert "schedule cosine, momentum 0.9" in mamp.numbers
+    assert "norm False" in pcm3.numbers
+    assert "schedule steps, drops 20/50/80, momentum 0.9" in pcm3.numbers
+    assert pcm3.rows[0][1] == "last frame"
+    assert set(_SHORT) == set(PROTOCOLS)
 
 
 @pytest.mark.parametrize(

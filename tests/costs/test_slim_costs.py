@@ -1,4 +1,4 @@
-"""The work of a step, against torch's counter on the real modules and plain loops."""
+"""The work of a step of SLiM, against torch's counter on the real modules and plain loops."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ from torch import Tensor, nn
 
 from skelpipe.bench.flops import count
 from skelpipe.config import SLiMRecipe, load_recipe
+from skelpipe.costs.roofline import Work
+from skelpipe.costs.slim import parameters, step_rows
 from skelpipe.methods.slim import SLiM
 from skelpipe.models.heads import PrototypeHead
 from skelpipe.models.vit import SkeletonViT
-from skelpipe.roofline import Peaks, Work, measure_peaks, parameters, step_rows
 
 JOINTS = 25
 RECIPES = {
@@ -178,20 +179,6 @@ def test_bytes_follow_precision() -> None:
         stored = what in ("optimiser", "teacher's average")
         assert single[what] / half[what] == pytest.approx(1 if stored else 2, rel=1e-3)
         assert double[what] / single[what] == pytest.approx(2)
-
-
-def test_the_roof_is_the_slower_of_both() -> None:
-    piece = Work("", flop=6.0, bytes=8.0)
-    assert piece.least_seconds(Peaks(flop_per_s=2, bytes_per_s=4)) == 3
-    assert piece.least_seconds(Peaks(flop_per_s=6, bytes_per_s=4)) == 2
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_peaks_of_a_cpu(dtype: torch.dtype) -> None:
-    peaks = measure_peaks(torch.device("cpu"), dtype)
-    # Anything that runs this does: more than one product of 128 a second, memory beyond a disk's.
-    assert peaks.flop_per_s > 1e8
-    assert peaks.bytes_per_s > 1e8
 
 
 def test_a_real_step_takes_the_operations_that_are_told() -> None:

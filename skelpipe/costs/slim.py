@@ -1,46 +1,9 @@
-"""What one training step of SLiM must compute and move at least, and how long that takes.
-
-Operations are those of matrix products, attention's among them: 2 a multiplication with its
-addition. Bytes are a model of the least traffic with memory, stated at `step_rows`. A device does
-a piece of work no faster than its peak rates allow: the larger of operations / peak and
-bytes / bandwidth (the roofline).
-"""
+"""What one training step of SLiM must compute and move at least, and what it keeps in memory."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
-from dataclasses import dataclass
-from functools import partial
-
-import torch
-from torch import Tensor
-
 from skelpipe.config import SLiMRecipe
-
-DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16, "float64": torch.float64}
-"""Type of matrix products in each precision of a run."""
-
-
-@dataclass(frozen=True)
-class Peaks:
-    """What a device reaches: operations of matrix products, and bytes read or written, a second."""
-
-    flop_per_s: float
-    bytes_per_s: float
-
-
-@dataclass(frozen=True)
-class Work:
-    """A piece of a step: its operations (2 a multiply-add), and the bytes it moves at least."""
-
-    what: str
-    flop: float
-    bytes: float
-
-    def least_seconds(self, peaks: Peaks) -> float:
-        """No device with these peaks is faster."""
-        return max(self.flop / peaks.flop_per_s, self.bytes / peaks.bytes_per_s)
+from skelpipe.costs.roofline import DTYPES, STORED, Work
 
 
 def step_rows(recipe: SLiMRecipe, *, samples: int, bodies: float, joints: int) -> list[Work]:
@@ -78,7 +41,7 @@ def step_rows(recipe: SLiMRecipe, *, samples: int, bodies: float, joints: int) -
         joints: J.
     """
     views, loss, dim, head = recipe.views, recipe.loss, recipe.encoder.dim, recipe.head
-    size, stored = DTYPES[recipe.train.precision].itemsize, _stored(recipe)
+    size, stored = DTYPES[recipe.train.precision].itemsize, STORED[recipe.train.precision]
     in_encoder, in_head = parameters(recipe, joints)
     people = samples * bodies
     crops = views.anchors * views.crops
@@ -184,47 +147,34 @@ def parameters(recipe: SLiMRecipe, joints: int) -> tuple[int, int]:
     )
 
 
-def measure_peaks(device: torch.device, dtype: torch.dtype) -> Peaks:
-    """The best rates of matrix products and of a large copy, in about a second.
-
-    Products grow until one takes 20 ms. Their factors are no constants, which some devices
-    multiply with less power and so faster; the copy is of more than caches hold.
-    """
-    side, flop_per_s, seconds = 128, 0.0, 0.0
-    while seconds < 0.02 and side < 8192:
-        side *= 2
-        factor = torch.arange(side * side, device=device, dtype=torch.float32).sin().to(dtype)
-        factor = factor.view(side, side)
-        product = torch.empty_like(factor)
-        seconds = _best(partial(torch.mm, factor, factor, out=product), product)
-        flop_per_s = max(flop_per_s, 2 * side**3 / seconds)
-    source = torch.ones(2**27 if device.type == "cuda" else 2**25, device=device)
-    copy = torch.empty_like(source)
-    seconds = _best(partial(copy.copy_, source), copy)
-    return Peaks(flop_per_s, 2 * source.nbytes / seconds)
-
-
-def _best(work: Callable[[], Tensor], result: Tensor) -> float:
-    """Least seconds of a call; several are queued before a device is waited for."""
-    calls = 1 if result.device.type == "cpu" else 8
-    work()
-    result.view(-1)[0].item()  # waits for the device
-    best, end = float("inf"), time.perf_counter() + 0.1
-    while (began := time.perf_counter()) < end:
-        for _ in range(calls):
-            work()
-        result.view(-1)[0].item()
-        best = min(best, (time.perf_counter() - began) / calls)
-    return best
-
-
-def _stored(recipe: SLiMRecipe) -> int:
-    """Bytes of a weight, a gradient or a moment."""
-    return 8 if recipe.train.precision == "float64" else 4
-
-
 def cells_of(recipe: SLiMRecipe, frames: int, joints: int) -> float:
     """Numbers that one view writes between the encoder's products."""
     encoder, tokens = recipe.encoder, tokens_of(recipe, frames, joints)
     block = 8 * encoder.dim + 2 * int(encoder.dim * encoder.mlp_ratio)
     return frames * joints * 3 + tokens * (encoder.layers * block + 2 * encoder.dim)
+
+
+def fixed_memory(recipe: SLiMRecipe, joints: int) -> float:
+    """Bytes whatever the micro-batch: weights, optimiser, gradients, and a chunk of logits."""
+    of_encoder, of_head = parameters(recipe, joints)
+    size, head = DTYPES[recipe.train.precision].itemsize, recipe.head
+    # Student, teacher, gradients (and their sum over ranks) and two moments; of the prototypes
+    # also both directions and the gradient before normalising, in both heads.
+    weights = 6 * 4 * (of_encoder + 2 * of_head) + 6 * 4 * head.prototypes * head.bottleneck
+    return weights + 2 * 2048 * head.prototypes * size
+
+
+def sample_memory(recipe: SLiMRecipe, *, bodies: float, joints: int) -> float:
+    """Bytes that one sample's forward pass keeps for its backward pass."""
+    views, head = recipe.views, recipe.head
+    cells = 2 * cells_of(recipe, views.frames, joints) * (2 if recipe.loss.clean_pass else 1)
+    for local in views.local:
+        cells += views.anchors * views.crops * cells_of(recipe, local.frames, joints)
+    cells += masked_tokens(recipe, joints) * (4 * head.hidden + 4 * head.bottleneck)
+    return 1.2 * bodies * cells * DTYPES[recipe.train.precision].itemsize
+
+
+def checkpoint_bytes(recipe: SLiMRecipe, joints: int) -> int:
+    """Of student, teacher and two moments."""
+    of_encoder, of_head = parameters(recipe, joints)
+    return 4 * 4 * (of_encoder + 2 * of_head)

@@ -1,0 +1,249 @@
+"""Fusion of streams: the scores of several runs are added up, aligned by the samples' keys.
+
+Scores are those that `skelpipe evaluate` stored beside its records: a linear probe's logits after
+the last epoch, or k-NN's `class_scores`. They are added as they are, each stream's times a weight,
+as the two- and three-stream methods of the field add the outputs of their classifiers (2s-AGCN,
+CrosSCLR); no softmax comes before. PCM3's weights are not published: they are equal if not given.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from skelpipe.checkpoint import Run, read_json
+from skelpipe.errors import UserError
+from skelpipe.protocols.evaluate import (
+    Evaluation,
+    accuracy,
+    load_protocol,
+    part_name,
+    result_name,
+)
+from skelpipe.protocols.features import Kind
+from skelpipe.protocols.scores import Scores, read_scores
+
+Record = dict[str, Any]
+_SAME = ("dataset", "split", "part", "classes")
+_SHOWN = 5
+"""Keys that an error names."""
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """Which stored scores of a run are meant.
+
+    Attributes:
+        protocol: Its name.
+        kind: What stood for a sample; the method's own features if None.
+        val_subjects: That were queried; the test part if empty.
+    """
+
+    protocol: str
+    kind: Kind | None = None
+    val_subjects: tuple[int, ...] = ()
+
+    def file(self, run: Run) -> Path:
+        """The record of a run that has the scores beside it."""
+        part = part_name(self.val_subjects)
+        return run.folder / "results" / result_name(self.protocol, "run", self.kind or "", part)
+
+    def command(self, run: Run, like: Record | None = None) -> str:
+        """What stores them, under the protocol settings of ``like`` if those are not packaged."""
+        words = ["skelpipe", "evaluate", "--protocol", self.protocol, "--run", str(run.folder)]
+        if self.kind:
+            words += ["--features", self.kind]
+        if self.val_subjects:
+            words += ["--val-subjects", ",".join(map(str, self.val_subjects))]
+        packaged = _flat(load_protocol(self.protocol).model_dump(mode="json"))
+        for key, value in _flat(like["protocol"] if like else {}).items():
+            if value != packaged.get(key):
+                words += ["--set", f"{key}={json.dumps(value)}"]
+        return shlex.join(words)
+
+
+def fuse(runs: Sequence[Run], wanted: Wanted, weights: Sequence[float] = ()) -> Evaluation:
+    """Add up the stored scores of some runs.
+
+    Args:
+        runs: One a stream, two at least.
+        wanted: Which of their scores.
+        weights: One a run, in their order; all 1 if empty.
+
+    Returns:
+        A record like an evaluation's, of subject "fused", in which "streams" tells the runs, their
+        weights and accuracies, and what their scores are.
+
+    Raises:
+        UserError: Fewer than two runs or one twice; weights that do not fit; a run without scores
+            of its newest checkpoint (with the command that makes them), or damaged ones; other
+            protocol settings, data, part, classes, samples or labels than the first run's.
+    """
+    weights = _weights(runs, weights)
+    records: list[Record] = []
+    scores: list[Scores] = []
+    for run in runs:
+        record, found = _stored(run, wanted, records[0] if records else None)
+        if records:
+            _check_same(runs[0], records[0], run, record, wanted)
+            _check_aligned(runs[0], scores[0], run, found)
+        records.append(record)
+        scores.append(found)
+    first = records[0]
+    total_NC = torch.zeros_like(scores[0].score_NC, dtype=torch.float64)
+    for weight, found in zip(weights, scores, strict=True):
+        total_NC += weight * found.score_NC
+    features = dict.fromkeys(record["features"] for record in records)
+    record = {
+        **{key: first[key] for key in ("protocol", *_SAME, "samples", "data_digest")},
+        "subject": "fused",
+        "features": " + ".join(features),
+        "warnings": _united(records, "warnings"),
+        "readings": _united(records, "readings"),
+        "streams": [
+            {
+                "run": run.folder.resolve().name,
+                "recipe": run.recipe.name,
+                "seed": run.data["seed"],
+                **{key: record[key] for key in ("checkpoint", "features", "data_digest")},
+                "scores_sha256": record["scores_sha256"],
+                "weight": weight,
+                "accuracy": record["results"][0]["accuracy"],
+            }
+            for run, record, weight in zip(runs, records, weights, strict=True)
+        ],
+        "results": [
+            {
+                "network": f"fusion of {len(runs)} streams",
+                "accuracy": accuracy(total_NC.argmax(1), scores[0].label_N),
+            }
+        ],
+        "versions": {name: version(name) for name in ("skelpipe", "torch", "pyarrow")},
+    }
+    return Evaluation(record, None)
+
+
+def _weights(runs: Sequence[Run], weights: Sequence[float]) -> list[float]:
+    if len(runs) < 2:
+        raise UserError(
+            "a fusion takes two runs at least",
+            found=f"{len(runs)}",
+            remedy="--fuse RUN RUN RUN",
+        )
+    folders = [run.folder.resolve() for run in runs]
+    for number, folder in enumerate(folders):
+        if folder in folders[:number]:
+            raise UserError("a run stands in the fusion twice", file=folder)
+    if weights and len(weights) != len(runs):
+        raise UserError(
+            "a fusion takes one weight for each run",
+            found=f"{len(weights)} weights",
+            expected=f"{len(runs)}",
+        )
+    if any(not (0 <= weight < math.inf) for weight in weights) or (weights and not any(weights)):
+        raise UserError(
+            "weights of a fusion are numbers from 0 up, not all of them 0",
+            found=", ".join(f"{weight:g}" for weight in weights),
+        )
+    return list(weights) or [1.0] * len(runs)
+
+
+def _stored(run: Run, wanted: Wanted, like: Record | None) -> tuple[Record, Scores]:
+    """A run's record and scores, of its newest checkpoint."""
+    file, remedy = wanted.file(run), wanted.command(run, like)
+    checkpoint, part = run.checkpoint().name, part_name(wanted.val_subjects)
+    what = f"run {run.folder.name} has no stored scores by protocol '{wanted.protocol}'"
+    if not file.is_file():
+        raise UserError(what, file=file, remedy=remedy)
+    record = read_json(file)
+    expected = {"checkpoint": checkpoint, "part": part}
+    for key, value in expected.items():
+        if record.get(key) != value:
+            raise UserError(
+                f"{what} for {key} {value}",
+                file=file,
+                found=f"{key} {record.get(key)}",
+                remedy=remedy,
+            )
+    if not record.get("scores_sha256"):
+        raise UserError(what, file=file, found="a record without scores", remedy=remedy)
+    scores = read_scores(
+        file.with_suffix(".scores.parquet"),
+        sha256=record["scores_sha256"],
+        classes=len(record["classes"]),
+        remedy=remedy,
+    )
+    return record, scores
+
+
+def _check_same(first: Run, one: Record, run: Run, other: Record, wanted: Wanted) -> None:
+    """Raise a UserError where a run was evaluated on other data or otherwise than the first."""
+    settings, others = _flat(one["protocol"]), _flat(other["protocol"])
+    for key in settings | others:
+        if settings.get(key) != others.get(key):
+            raise UserError(
+                f"run {run.folder.name} was evaluated under other settings than "
+                f"{first.folder.name}",
+                place=key,
+                found=others.get(key),
+                expected=settings.get(key),
+                remedy=wanted.command(run, one),
+            )
+    for key in _SAME:
+        if one[key] != other[key]:
+            raise UserError(
+                f"run {run.folder.name} was evaluated on another {key} than {first.folder.name}",
+                found=other[key],
+                expected=one[key],
+                remedy=f"{wanted.command(run, one)} --data DIR, DIR being the set of "
+                f"{one['dataset']} {one['split']}",
+            )
+
+
+def _check_aligned(first: Run, one: Scores, run: Run, other: Scores) -> None:
+    """Raise a UserError where samples or their labels are not the same; both are sorted by key."""
+    for has, lacks, whole, short in ((first, run, one, other), (run, first, other, one)):
+        missing = sorted(set(whole.keys) - set(short.keys))
+        if missing:
+            raise UserError(
+                f"run {lacks.folder.name} has no scores of {len(missing)} samples that run "
+                f"{has.folder.name} has",
+                found=_some(missing),
+                remedy="evaluate both on the same prepared set",
+            )
+    wrong = (one.label_N != other.label_N).nonzero()[:, 0].tolist()
+    if wrong:
+        raise UserError(
+            f"{len(wrong)} samples have other labels in run {run.folder.name} than in run "
+            f"{first.folder.name}",
+            found=_some([one.keys[place] for place in wrong]),
+            remedy="evaluate both on the same prepared set",
+        )
+
+
+def _some(keys: Sequence[str]) -> str:
+    more = len(keys) - _SHOWN
+    return ", ".join(keys[:_SHOWN]) + (f" and {more} more" if more > 0 else "")
+
+
+def _united(records: Sequence[Record], key: str) -> list[str]:
+    return list(dict.fromkeys(text for record in records for text in record[key]))
+
+
+def _flat(table: Record, prefix: str = "") -> Record:
+    """Settings of a protocol by ``section.key``, without what only describes it."""
+    found: Record = {}
+    for key, value in table.items():
+        if isinstance(value, dict):
+            found |= _flat(value, f"{prefix}{key}.")
+        elif key != "title":
+            found[prefix + key] = value
+    return found
