@@ -25,6 +25,7 @@ class What(StrEnum):
     stream = "stream"
     views = "views"
     prototypes = "prototypes"
+    gru = "gru"
     step = "step"
     damage = "damage"
     flops = "flops"
@@ -36,6 +37,7 @@ _TITLES = {
     What.stream: "stream: shards to samples, 1 process (MB of coordinates)",
     What.views: "views: the 14 of a sample under recipe slim",
     What.prototypes: "prototypes: Sinkhorn-Knopp, cross-entropy and gradients over 65,536",
+    What.gru: "gru: PCM³'s encoder forward and back, 64 frames",
 }
 _ALL = (What.prepare, What.stream, What.views)
 
@@ -53,12 +55,23 @@ def bench(
     change: Annotated[
         list[str] | None, typer.Option("--set", help="Change a setting of step's recipe.")
     ] = None,
-    device: Annotated[str, typer.Option(help="Of prototypes and step: auto, cpu, cuda.")] = "auto",
+    device: Annotated[
+        str, typer.Option(help="Of prototypes, gru and step: auto, cpu, cuda.")
+    ] = "auto",
     precision: Annotated[
         str | None,
-        typer.Option(help="Of prototypes and step. [default: bf16 on a GPU, float32 on a CPU]"),
+        typer.Option(
+            help="Of prototypes, gru and step. [default: bf16 on a GPU, float32 on a CPU]"
+        ),
     ] = None,
-    rows: Annotated[int, typer.Option(min=64, help="Of prototypes: N.")] = 8192,
+    rows: Annotated[
+        int | None,
+        typer.Option(
+            min=4,
+            help="Of prototypes, and clips of gru. "
+            "[default: 8192; of gru 128 on a GPU, 16 on a CPU]",
+        ),
+    ] = None,
 ) -> None:
     """Measure a stage against the plain way of doing it, on generated recordings.
 
@@ -67,7 +80,8 @@ def bench(
     many. `damage` makes 2,000 faults in a small set and counts who finds them: `skelpipe verify`,
     our loader, plain webdataset. `flops` measures nothing: it counts the operations of SLiM and of
     the masked autoencoders of its Table 1. `prototypes` measures the losses over 65,536 prototypes
-    (minutes and 12 GB of memory on a CPU), `step` a whole training step, beside a roofline. `all`
+    (minutes and 12 GB of memory on a CPU), `gru` PCM³'s encoder against the released code's form of
+    it, `step` a whole training step, beside a roofline. `all`
     is prepare, stream and views. Everything is written to a temporary folder and removed.
 
     Examples:
@@ -107,8 +121,8 @@ def bench(
     if what is What.step:
         _show_step(recipe, change or [], choose_device(device), precision)
         return
-    if what is What.prototypes:
-        _show_prototypes(rows, choose_device(device), precision)
+    if what in (What.prototypes, What.gru):
+        _show_kernel(what, rows, choose_device(device), precision)
         return
     console.print(machine(), soft_wrap=True)
     for stage in _ALL if what is What.all_ else (what,):
@@ -134,15 +148,22 @@ def _table(stage: What, rows: list[Row]) -> Table:
     return table
 
 
-def _show_prototypes(rows: int, device: torch.device, precision: str | None) -> None:
+def _show_kernel(
+    what: What, count: int | None, device: torch.device, precision: str | None
+) -> None:
+    from skelpipe.bench.gru import gru
     from skelpipe.bench.measure import machine
     from skelpipe.bench.prototypes import prototypes
 
-    bf16 = (precision or ("bf16" if device.type == "cuda" else "float32")) == "bf16"
+    on_gpu = device.type == "cuda"
+    bf16 = (precision or ("bf16" if on_gpu else "float32")) == "bf16"
     console.print(machine(device), soft_wrap=True)
-    with console.status("measuring prototypes"):
-        measured = prototypes(rows, device=device, bf16=bf16)
-    console.print(_table(What.prototypes, measured))
+    with console.status(f"measuring {what}"):
+        if what is What.gru:
+            measured = gru(count or (128 if on_gpu else 16), device=device, bf16=bf16)
+        else:
+            measured = prototypes(count or 8192, device=device, bf16=bf16)
+    console.print(_table(what, measured))
 
 
 def _show_step(

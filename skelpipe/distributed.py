@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -147,6 +148,28 @@ def sum_over_ranks(tensor: Tensor) -> Tensor:
     if world() > 1:
         dist.all_reduce(tensor, group=_swift)
     return tensor
+
+
+class _SumOverRanks(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor) -> Tensor:
+        return sum_over_ranks(tensor.clone())
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return sum_over_ranks(gradient.clone(memory_format=torch.contiguous_format))
+
+
+def sum_over_ranks_with_gradient(tensor: Tensor) -> Tensor:
+    """The sum of a tensor over the ranks, for losses that are a rank's share of the global one.
+
+    What a rank adds reaches the losses of all: its gradient is the sum of theirs. So where one rank
+    goes back through the sum, all must.
+    """
+    if world() == 1:
+        return tensor
+    total: Tensor = _SumOverRanks.apply(tensor)  # type: ignore[no-untyped-call]
+    return total
 
 
 def gather_rows(rows: Tensor) -> tuple[Tensor, int]:

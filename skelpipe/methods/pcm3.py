@@ -37,7 +37,7 @@ class Query(nn.Module):
         channels = len(topology.joints) * 3 * recipe.views.bodies
         features = 2 * recipe.encoder.hidden
         self.encoder = SkeletonGRU(channels, **recipe.encoder.model_dump())
-        self.projector = Projector(features, recipe.loss.embedding)
+        self.projector = Projector(features, out=recipe.loss.embedding)
         self.decoder = MotionDecoder(features, **recipe.decoder.model_dump(), channels=channels)
         self.domain_prompts = (
             None if recipe.prompts.domain == "none" else DomainPrompts(_VIEWS, channels)

@@ -1,4 +1,4 @@
-"""SLiM's prediction heads (Sec. 3.1, Appendix 0.A), in the form of DINOv2's."""
+"""What stands between an encoder and the losses: SLiM's heads and PCM³'s projector."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from torch.nn import functional as F
 class PrototypeHead(nn.Module):
     """Three-layer MLP to a unit bottleneck vector, compared with K unit prototypes.
 
+    SLiM's (Sec. 3.1, Appendix 0.A), in the form of DINOv2's.
     Linear D -> hidden, GELU, hidden -> hidden, GELU, hidden -> bottleneck, L2 norm. Prototypes are
     a weight-normalised bias-free layer whose gain stays 1, so logits lie in [-1, 1].
 
@@ -40,7 +41,7 @@ class PrototypeHead(nn.Module):
     def forward(self, x_ND: Tensor) -> Tensor:
         """Bottleneck vectors of unit length, shape (N, bottleneck), float32 at least."""
         out_NP: Tensor = self.mlp(x_ND)
-        return F.normalize(out_NP if out_NP.dtype == torch.float64 else out_NP.float(), dim=-1)
+        return _unit(out_NP)
 
     def directions(self) -> Tensor:
         """The prototypes, each of unit length, shape (K, bottleneck)."""
@@ -48,13 +49,26 @@ class PrototypeHead(nn.Module):
 
 
 class Projector(nn.Module):
-    """PCM3's projector."""
+    """Embedding projector h of PCM³ (Secs. 3.1, 4.1): two-layer MLP to a unit vector.
 
-    def __init__(self, dim: int, out: int) -> None:
+    Linear D -> D, ReLU, D -> out, L2 norm. Initial weights are the released code's:
+    Xavier-uniform those of the last layer, PyTorch's all others.
+
+    Args:
+        dim: D, the encoder's features.
+        out: Of the embedding; the paper has 128.
+    """
+
+    def __init__(self, dim: int, *, out: int) -> None:
         super().__init__()
-        self.mlp = nn.Sequential(nn.Linear(dim, dim), nn.ReLU(), nn.Linear(dim, out))
+        last = nn.Linear(dim, out)
+        nn.init.xavier_uniform_(last.weight)
+        self.mlp = nn.Sequential(nn.Linear(dim, dim), nn.ReLU(), last)
 
     def forward(self, x_ND: Tensor) -> Tensor:
-        """Embeddings of unit length."""
-        out: Tensor = self.mlp(x_ND)
-        return F.normalize(out if out.dtype == torch.float64 else out.float(), dim=-1)
+        """Embeddings of unit length, shape (N, out), float32 at least."""
+        return _unit(self.mlp(x_ND))
+
+
+def _unit(x_ND: Tensor) -> Tensor:
+    return F.normalize(x_ND if x_ND.dtype == torch.float64 else x_ND.float(), dim=-1)
