@@ -6,11 +6,11 @@ from typing import Any
 import pytest
 import torch
 from builders import KINECT, batch_of, recording, tiny_pcm3_recipe
-from skelpipe.methods.pcm3_views import Views
 from torch import Tensor
 from torch.nn import functional as F
 
 from skelpipe.methods.pcm3 import PCM3
+from skelpipe.methods.pcm3_views import Views
 from skelpipe.optim import build_optimiser, set_rates
 from skelpipe.random import fold
 from skelpipe.stream.source import Batch
