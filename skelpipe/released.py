@@ -116,7 +116,7 @@ def read_released(file: Path) -> Released:
         for name in content:
             if name != "state_dict" and name not in _BESIDE:
                 raise _refusal(
-                    file, place=str(name), found="an unknown entry beside state_dict",
+                    file, place=_plain(name), found="an unknown entry beside state_dict",
                     expected=f"only {', '.join(_BESIDE)}",
                 )  # fmt: skip
         epoch, state = _epoch(content, file), content["state_dict"]
@@ -205,7 +205,9 @@ def _checked(state: Mapping[Any, Any], file: Path) -> dict[str, Tensor]:
         plain = type(tensor) in (Tensor, nn.Parameter)
         if not isinstance(key, str) or not plain or tensor.layout != torch.strided:
             found = "another kind of tensor" if plain else type(tensor).__name__
-            raise _refusal(file, place=str(key)[:200], found=found, expected="a dense tensor")
+            raise _refusal(file, place=_plain(key), found=found, expected="a dense tensor")
+        if key != _plain(key):
+            raise _refusal(file, place=_plain(key), found="a key that is no name")
         if tensor.device.type != "cpu":
             raise _refusal(file, place=key, found=tensor.device, expected="a tensor with values")
     # An expanded tensor, of stride 0, is as large as it likes.
@@ -217,6 +219,12 @@ def _checked(state: Mapping[Any, Any], file: Path) -> dict[str, Tensor]:
             expected="tensors that are stored whole",
         )  # fmt: skip
     return {key: tensor.detach() for key, tensor in state.items()}
+
+
+def _plain(key: object) -> str:
+    """A key as it may be shown: a name as it is, else without what a screen would obey."""
+    text = str(key) if str(key).isprintable() else ascii(key)
+    return text[:200]
 
 
 def _refusal(file: Path, *, found: object, place: str = "", expected: str = "") -> UserError:

@@ -366,6 +366,11 @@ def test_prompts_that_are_left_out_must_fit_all_the_same(tmp_path: Path, stream:
     assert "place: mix_prompt" in message
 
 
+def test_a_key_that_would_command_the_screen_is_shown_in_plain(tmp_path: Path) -> None:
+    state = dict(network().state_dict()) | {"\x1b[2Jqueue": torch.zeros(1)}
+    assert r"place: '\x1b[2Jqueue'" in refusal(save(tmp_path / "bad.pth.tar", state))
+
+
 def test_a_state_with_two_sorts_of_names_is_refused(tmp_path: Path) -> None:
     state = dict(network().state_dict())
     state["module.queue_ptr"] = state.pop("queue_ptr")
