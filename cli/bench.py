@@ -81,8 +81,8 @@ def bench(
     our loader, plain webdataset. `flops` measures nothing: it counts the operations of SLiM and of
     the masked autoencoders of its Table 1. `prototypes` measures the losses over 65,536 prototypes
     (minutes and 12 GB of memory on a CPU), `gru` PCM³'s encoder against the released code's form of
-    it, `step` a whole training step, beside a roofline. `all`
-    is prepare, stream and views. Everything is written to a temporary folder and removed.
+    it, `step` a whole training step, beside a roofline. `all` is prepare, stream and views.
+    Everything is written to a temporary folder and removed.
 
     Examples:
 

@@ -12,14 +12,18 @@ from builders import KINECT
 from skelpipe.cli.bench import bench as command
 from typer.testing import CliRunner
 
+from skelpipe.bench import gru as gru_module
 from skelpipe.bench import views as views_module
+from skelpipe.bench.gru import FrameByFrame, gru
 from skelpipe.bench.measure import Row, rows
 from skelpipe.bench.memory import private_megabytes
 from skelpipe.bench.prepare import memory, read_literally, speed
 from skelpipe.bench.recordings import write_raw, write_short
 from skelpipe.bench.stream import stream
 from skelpipe.bench.views import PlainViews, views
+from skelpipe.models.gru import SkeletonGRU
 from skelpipe.prepare import ntu
+from skelpipe.roofline import Peaks
 from skelpipe.skeleton import Topology
 
 
@@ -100,6 +104,35 @@ def test_views_leave_the_number_of_threads_alone(temporary: Path) -> None:
     assert torch.get_num_threads() == before
 
 
+def test_gru(temporary: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gru_module, "measure_peaks", lambda device, dtype: Peaks(1e9, 1e9))
+    before = torch.get_num_threads()
+    sizes = {"frames": 5, "channels": 6, "hidden": 8, "layers": 2}
+    found = gru(3, **sizes, device=torch.device("cpu"), threads=1, rounds=1)
+    check(found, temporary)
+    assert torch.get_num_threads() == before
+    plain, ours, floor, difference = found
+    assert plain.ratio == 1
+    assert ours.what == "whole sequences, 4 calls"
+    weights = 2 * 3 * 8 * (6 + 8) + 2 * 3 * 8 * (16 + 8)
+    assert floor.value == pytest.approx(1e9 / (5 * 2 * 3 * weights))
+    assert difference.value < 1e-6
+
+
+def test_frame_by_frame_goes_back_to_the_same_gradients() -> None:
+    torch.manual_seed(0)
+    encoder = SkeletonGRU(6, hidden=8, layers=2, direction="forward").double()
+    plain = FrameByFrame(encoder).double()
+    x_NTC = torch.randn(3, 5, 6, dtype=torch.float64)
+    gradients = []
+    for way in (plain, encoder):
+        way.zero_grad()
+        gru_module._run(way, x_NTC, False)
+        assert encoder.input_norm.weight.grad is not None
+        gradients.append(encoder.input_norm.weight.grad)
+    assert torch.allclose(*gradients, rtol=1e-10)
+
+
 def test_ratio_is_the_median_over_rounds_of_neighbouring_measurements() -> None:
     rates = {"plain": [10.0, 1.0, 10.0], "ours": [20.0, 3.0, 50.0]}
     plain, ours = rows(rates, "samples/s")
@@ -151,3 +184,16 @@ def test_command_names_the_machine_and_prints_a_table(monkeypatch: pytest.Monkey
     assert result.exit_code == 0, result.output
     assert "torch" in result.output
     assert "1,234 views/s" in result.output
+
+
+def test_command_measures_as_many_clips_as_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    def measured(clips: int, *, device: torch.device, bf16: bool) -> list[Row]:
+        return [Row(f"{clips} clips on {device.type}, {bf16}", 1234.0, "clips/s", 1.0)]
+
+    monkeypatch.setattr(gru_module, "gru", measured)
+    app = typer.Typer()
+    app.command()(command)
+    for words, wanted in ((["--rows", "7"], "7 clips on cpu, False"), ([], "16 clips on cpu")):
+        result = CliRunner().invoke(app, ["gru", "--device", "cpu", *words])
+        assert result.exit_code == 0, result.output
+        assert wanted in result.output

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+from math import sqrt
+
 import pytest
 import torch
 from torch import nn
 
-from skelpipe.models.heads import PrototypeHead
+from skelpipe.models.heads import Projector, PrototypeHead
 
 
 def head() -> PrototypeHead:
@@ -47,3 +49,19 @@ def test_half_precision_gives_float32_of_unit_length() -> None:
         bottleneck = network(torch.randn(5, 16))
     assert bottleneck.dtype == torch.float32
     assert torch.allclose(bottleneck.norm(dim=1), torch.ones(5))
+
+
+def test_projector_is_two_layers_of_which_the_last_is_xavier_uniform() -> None:
+    torch.manual_seed(0)
+    network = Projector(64, out=32)
+    state = network.state_dict()
+    x_ND = torch.randn(5, 64)
+    hidden = (x_ND @ state["mlp.0.weight"].T + state["mlp.0.bias"]).clamp(min=0)
+    out = hidden @ state["mlp.2.weight"].T + state["mlp.2.bias"]
+    assert torch.allclose(network(x_ND), out / out.norm(dim=1, keepdim=True), atol=1e-6)
+    for name, tensor in state.items():
+        bound = sqrt(6 / (64 + 32)) if name == "mlp.2.weight" else 1 / sqrt(64)
+        assert 0.9 * bound < float(tensor.abs().max()) <= bound, name
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert network(x_ND).dtype == torch.float32
+    assert network.double()(x_ND.double()).dtype == torch.float64
