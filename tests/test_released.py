@@ -466,3 +466,14 @@ def test_slim_is_not_taken_for_pcm3(tmp_path: Path) -> None:
     assert "a folder" in refusal(tmp_path)
     result = skelpipe("import", "slim", weights, "--out", tmp_path / "new")
     assert "'slim' cannot be imported" in str(result.exception)
+
+
+@pytest.mark.parametrize("old", [False, True])
+def test_a_storage_that_claims_gigabytes_is_refused(tmp_path: Path, old: bool) -> None:
+    state, file = dict(network().state_dict()), tmp_path / "claims.pth.tar"
+    state["queue"] = torch.zeros(EMBEDDING, 10_000)
+    torch.save(state, file, _use_new_zipfile_serialization=not old)
+    content, elements = file.read_bytes(), b"J" + (70_000).to_bytes(4, "little")
+    assert content.count(elements) == 1  # as the pickle tells the size of the storage
+    file.write_bytes(content.replace(elements, b"J\xff\xff\xff\x7f"))
+    assert "RuntimeError" in refusal(file)
