@@ -42,7 +42,7 @@ def evaluate(
         typer.Option(
             parser=set_folder,
             metavar="DIR|URL",
-            help="Prepared set. [default: the one the run was trained on]",
+            help="Prepared set. [default: the one the run was trained on; the newest, if imported]",
         ),
     ] = None,
     random_init: Annotated[
@@ -148,7 +148,7 @@ def evaluate(
         )
     chosen = load_recipe(recipe) if recipe else found.recipe if found else load_recipe("slim")
     folder = data
-    if folder is None and found:
+    if folder is None and found and "imported" not in found.data:
         folder = set_folder(found.data.get("url") or found.data["folder"])
     folder = folder or newest_set(chosen.pipeline)
 

@@ -15,6 +15,7 @@ from .bench import bench
 from .console import console, errors, show_error
 from .demo import demo
 from .evaluate import evaluate
+from .import_ import import_
 from .info import info
 from .new_dataset import new_dataset
 from .new_job import new_job
@@ -34,11 +35,11 @@ app = typer.Typer(
     add_completion=False,
 )
 COMMANDS = (
-    synth, new_dataset, prepare, info, show, verify, pretrain, new_job, evaluate, table, demo,
-    bench,
+    synth, new_dataset, prepare, info, show, verify, pretrain, new_job, import_, evaluate, table,
+    demo, bench,
 )  # fmt: skip
 for command in COMMANDS:
-    app.command()(command)
+    app.command(command.__name__.strip("_").replace("_", "-"))(command)
 
 
 def _version(asked: bool) -> None:

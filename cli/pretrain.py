@@ -164,7 +164,7 @@ def _train(
     place: Path, data: Path | None, device: torch.device, logs: list[str], resume: bool
 ) -> None:
     """Train a run that has begun, on all ranks."""
-    from skelpipe.checkpoint import complete_checkpoints, read_run
+    from skelpipe.checkpoint import check_own, complete_checkpoints, read_run
     from skelpipe.protocols.online import online_knn
     from skelpipe.report.loggers import open_logger
     from skelpipe.train import RunInterrupted, total_steps, train
@@ -172,6 +172,7 @@ def _train(
     from .progress import training_progress
 
     run = read_run(place)
+    check_own(run)
     folder = data or set_folder(run.data.get("url") or run.data["folder"])
     for warning in run.data["warnings"]:
         show_warning(warning)

@@ -3,7 +3,8 @@
 A run folder holds recipe.json, data.json, metrics.jsonl, checkpoints/STEP/ and results/. A
 checkpoint holds student, teacher and optimiser as safetensors, state.json and the marker
 "complete" with the SHA-256 of each; one without the marker does not exist as far as anything here
-is concerned. In a marker of older runs nothing stands: those files are taken as they are.
+is concerned. In a marker of older runs nothing stands: those files are taken as they are. A run
+that was imported has one checkpoint without an optimiser, and data.json says where it is from.
 """
 
 from __future__ import annotations
@@ -49,7 +50,8 @@ class Run:
     Attributes:
         folder: Where it lies.
         recipe: As resolved when it started.
-        data: data.json: the prepared set's folder, digests, split, held-out subjects.
+        data: data.json: the prepared set's folder, digests, split, held-out subjects. An imported
+            run has none of these, but says under "imported" where it is from.
     """
 
     folder: Path
@@ -67,6 +69,28 @@ class Run:
                 f"{self.folder}`, or name another with --run",
             )
         return found[-1]
+
+
+def check_free(folder: Path) -> None:
+    """Refuse a folder for a new run in which one stands."""
+    if (folder / "recipe.json").exists():
+        raise UserError(
+            "a run stands here already",
+            file=folder,
+            remedy="continue it with --resume, or choose another --out",
+        )
+
+
+def check_own(run: Run) -> None:
+    """Refuse to continue a run that was imported: it has no optimiser, no data and no seed."""
+    if "imported" in run.data:
+        raise UserError(
+            "an imported run cannot be continued",
+            file=run.folder,
+            found=f"weights of {run.data['imported']['file']}",
+            remedy=f"evaluate it: skelpipe evaluate --protocol knn --run {run.folder}; or start a "
+            "new run",
+        )
 
 
 def complete_checkpoints(folder: Path) -> list[Path]:
@@ -142,13 +166,14 @@ def save_checkpoint(
     step: int,
     student: nn.Module,
     teacher: nn.Module,
-    optimiser: torch.optim.Optimizer,
+    optimiser: torch.optim.Optimizer | None,
     state: Mapping[str, Any],
     keep: int,
 ) -> Path:
     """Save a checkpoint so that it stands whole or not at all, then drop older ones but ``keep``.
 
-    Later ones go too: a run that went back behind a damaged checkpoint leaves it behind.
+    Later ones go too: a run that went back behind a damaged checkpoint leaves it behind. Without an
+    optimiser it can be evaluated, not continued.
 
     Raises:
         UserError: The disk is full; the checkpoints before this one stand.
@@ -162,7 +187,8 @@ def save_checkpoint(
         new.mkdir()
         save_file(student.state_dict(), new / "student.safetensors")
         save_file(teacher.state_dict(), new / "teacher.safetensors")
-        save_file(_optimiser_tensors(student, optimiser), new / "optimiser.safetensors")
+        if optimiser is not None:
+            save_file(_optimiser_tensors(student, optimiser), new / "optimiser.safetensors")
         write_json(new / "state.json", state)
         digests = {path.name: _digest(path) for path in sorted(new.iterdir())}
         for name in digests:
@@ -180,7 +206,9 @@ def save_checkpoint(
             file=final,
             found=error,
             expected=f"about {needed:,} bytes free",
-            remedy="make room, then continue with `skelpipe pretrain --resume --out "
+            remedy="make room, then import it again"
+            if optimiser is None
+            else "make room, then continue with `skelpipe pretrain --resume --out "
             f"{run}`; checkpoints before this one stand",
         ) from error
     standing = complete_checkpoints(run)

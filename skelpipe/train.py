@@ -25,6 +25,8 @@ from torch import nn
 from skelpipe import distributed
 from skelpipe.checkpoint import (
     Run,
+    check_free,
+    check_own,
     resume_checkpoint,
     save_checkpoint,
     write_json,
@@ -61,12 +63,7 @@ def start_run(
         UserError: The folder holds a run already, or the set was prepared by another pipeline.
     """
     card = read_fitting_card(data, recipe.pipeline)
-    if (folder / "recipe.json").exists():
-        raise UserError(
-            "a run stands here already",
-            file=folder,
-            remedy="continue it with --resume, or choose another --out",
-        )
+    check_free(folder)
     record: dict[str, Any] = {
         "folder": str(data.resolve()),
         "url": url_of(data),
@@ -113,8 +110,8 @@ def train(
         The last checkpoint.
 
     Raises:
-        UserError: Data of another digest or order; a loss that is not finite (step and sample keys
-            named); a sample that cannot be read, on this or another rank.
+        UserError: An imported run; data of another digest or order; a loss that is not finite (step
+            and sample keys named); a sample that cannot be read, on this or another rank.
         RunInterrupted: A signal asked to stop, on this or another rank.
     """
     with _stop_signals() as asked:
@@ -131,6 +128,7 @@ def _train(
     stop_after: int | None,
     asked: Callable[[], bool],
 ) -> Path:
+    check_own(run)
     recipe, folder = run.recipe, run.folder
     card = read_fitting_card(data, recipe.pipeline)
     # The splits of one archive share its data digest.

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import sys
 from collections.abc import Iterator
 from functools import cache
@@ -29,6 +30,7 @@ ALLOWED: dict[str, set[str]] = {
     "checkpoint": set(),
     "costs": set(),
     "estimate": {"costs", "distributed"},
+    "released": {"methods", "checkpoint"},
     "train": {"methods", "stream", "shards", "optim", "checkpoint", "estimate", "distributed"},
     "protocols": {"methods", "models", "views", "stream", "shards", "optim", "checkpoint",
                   "distributed"},
@@ -36,7 +38,7 @@ ALLOWED: dict[str, set[str]] = {
     "bench": {"prepare", "methods", "models", "views", "costs", "stream", "shards", "estimate",
               "optim", "train"},
     "cli": {"report", "protocols", "train", "prepare", "bench", "estimate", "stream", "shards",
-            "checkpoint", "distributed"},
+            "checkpoint", "distributed", "released"},
     # The common ones among themselves.
     "errors": set(),
     "files": set(),
@@ -161,8 +163,26 @@ def test_views_and_methods_take_only_the_batch_from_the_stream() -> None:
 def test_nothing_unpickles(library: str) -> None:
     for module, path in FILES.items():
         assert library not in {name.split(".")[0] for name in imports(module)}
-        assert "torch.load(" not in path.read_text(encoding="utf-8")
         assert "allow_pickle=True" not in path.read_text(encoding="utf-8")
+
+
+def test_torch_loads_in_one_place_and_nothing_but_weights() -> None:
+    found = []
+    for module, path in FILES.items():
+        text = path.read_text(encoding="utf-8")
+        calls = [
+            {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
+            for node in ast.walk(ast.parse(text))
+            if isinstance(node, ast.Call) and ast.unparse(node.func) == "torch.load"
+        ]
+        # However it may be named or split over lines: all mentions are calls.
+        mentions = len(re.findall(r"\btorch\s*\.\s*load\b|weights_only", text))
+        assert mentions == 2 * len(calls), module
+        found += [(module, call.get("weights_only")) for call in calls]
+        for name in imports(module):
+            assert not name.startswith(("torch.load", "torch.serialization")), module
+        assert "import torch as" not in text
+    assert found == [("skelpipe.released", "True")]
 
 
 def test_no_library_generator_draws_what_must_be_keyed() -> None:
