@@ -23,7 +23,7 @@ def build_optimiser(student: nn.Module, recipe: Recipe) -> torch.optim.Optimizer
     return torch.optim.SGD(
         student.parameters(),
         lr=0.0,
-        momentum=optim.sgd_momentum,
+        momentum=optim.momentum,
         weight_decay=optim.weight_decay,
     )
 

@@ -262,7 +262,7 @@ def take_step(
         Learning rate, losses and gradient norms, the same on all ranks.
 
     Raises:
-        NotFinite: Before anything has changed.
+        NotFinite: Before weights or optimiser have changed; statistics and queue may have.
     """
     recipe, device = method.recipe, batch.key_N.device
     optimiser.zero_grad(set_to_none=True)

@@ -334,7 +334,7 @@ def test_the_pcm3_recipe_has_the_papers_numbers() -> None:
     assert isinstance(recipe, PCM3Recipe)
     assert (recipe.train.epochs, recipe.train.batch, recipe.pipeline) == (450, 128, "agcn")
     optim, loss = recipe.optim, recipe.loss
-    assert (optim.lr, optim.sgd_momentum, optim.weight_decay) == (0.02, 0.9, 1e-4)
+    assert (optim.lr, optim.momentum, optim.weight_decay) == (0.02, 0.9, 1e-4)
     assert (optim.drop_after, optim.drop_to) == (350 / 450, 0.1)
     assert dropped_rate(recipe, 350 / 450) == pytest.approx(0.002)
     assert dropped_rate(recipe, 349.99 / 450) == 0.02
@@ -371,6 +371,7 @@ def test_the_other_streams_differ_as_released(stream: str) -> None:
         ("mix.cut=0.9", "a sum of at most 1"),
         ("prompts.width=2000", "larger than encoder.hidden 1024"),
         ("loss.positives=['mask', 'mask']", "names a view twice"),
+        ("optim.momentum=0.0", "greater than 0"),
         ("loss.positives=['masks']", "'intra', 'inter', 'mask' or 'predict'"),
         ("head.prototypes=4", "has no setting 'head.prototypes'"),
         ("method=slimm", "unknown method 'slimm'"),

@@ -255,7 +255,7 @@ def test_an_imported_run_is_evaluated_and_never_continued(
         result = skelpipe("evaluate", "--protocol", "knn", "--run", run, *words)
         assert result.exit_code == 0, result.output
         records.append(json.loads((run / "results" / "knn.json").read_text()))
-        assert "before the input norm (as released" in result.output
+        assert "before the input norm, as released" in result.output
     assert records[0] == records[1]
     assert [row["network"] for row in records[0]["results"]] == ["student", "teacher"]
     assert records[0]["recipe"] == "pcm3-released"

@@ -110,7 +110,7 @@ def test_a_run_is_evaluated_by_its_last_frame(data: Path, whole: Run) -> None:
         changes = () if name == "knn" else ("epochs=2",)
         record = evaluate(
             load_protocol(name, changes), whole.recipe, data, subject="run", device=CPU, run=whole
-        )
+        ).record
         assert record["features"] == "last"
         assert [row["network"] for row in record["results"]] == ["student", "teacher"]
     for subject in ("random-init", "raw"):
@@ -126,12 +126,24 @@ def test_prompts_queue_and_decoder_decide_no_feature(data: Path, whole: Run) -> 
     method = load_student(whole, read_card(data), CPU)
     assert isinstance(method, PCM3)
     x = torch.randn(3, 16, 150)
-    before = encoders(method, "last")["student"](x)
+    before = {name: encode(x) for name, encode in encoders(method, "last").items()}
     with torch.no_grad():
-        for name, parameter in method.student.named_parameters():
-            if not name.startswith("encoder."):
-                parameter += 1
-    assert torch.equal(encoders(method, "last")["student"](x), before)
+        for network in (method.student, method.teacher):
+            for name, tensor in network.state_dict().items():
+                if not name.startswith("encoder."):
+                    tensor += 1
+    for name, encode in encoders(method, "last").items():
+        assert torch.equal(encode(x), before[name])
+
+
+def test_a_run_without_positives_has_no_teacher(data: Path, tmp_path: Path) -> None:
+    run = fresh(tmp_path / "run", data, "loss.positives=[]")
+    train(run, data, device=CPU, stop_after=1)
+    method = load_student(run, read_card(data), CPU)
+    assert list(encoders(method, "last")) == ["student"]
+    readings = " ".join(run.recipe.readings())
+    assert "P13" not in readings
+    assert "P3 " in readings
 
 
 def test_knn_during_training(data: Path, tmp_path: Path) -> None:

@@ -123,10 +123,8 @@ def decoder_passes(recipe: PCM3Recipe) -> tuple[int, int]:
 
 
 def teacher_rows(recipe: PCM3Recipe) -> int:
-    """Rows of similarities that the keys of a sample have: clean ones, mixed ones."""
-    if not recipe.loss.kl_weight:
-        return 0
-    return len({positive == "inter" for positive in recipe.loss.positives})
+    """Rows of similarities of a sample's keys: one for each positive that is distilled."""
+    return len(recipe.loss.positives) if recipe.loss.kl_weight else 0
 
 
 def channels(recipe: PCM3Recipe, joints: int) -> int:
@@ -191,15 +189,15 @@ def fixed_memory(recipe: PCM3Recipe, joints: int) -> float:
 def sample_memory(recipe: PCM3Recipe, joints: int) -> float:
     """Bytes that one sample's forward pass keeps for its backward pass.
 
-    All views are kept until the one backward pass. Of a view's similarities to the queue four
-    numbers are: divided by either temperature, and what both softmaxes give; of the keys' two.
+    That of one view, as each is followed by its backward pass: encoder, projector, and the decoder
+    where one learns. Of its similarities to the queue, float32 at least, six numbers are kept:
+    divided by either temperature, what both softmaxes give, and the same of its key.
     """
-    cells = encoder_part(recipe, joints).cells * sum(passes(recipe).values())
-    cells += decoder_part(recipe, joints).cells * decoder_passes(recipe)[1]
-    views = len(recipe.loss.positives)
-    cells += projector_part(recipe).cells * views
-    cells += recipe.loss.queue * (4 * views + 2 * teacher_rows(recipe))
-    return 1.2 * cells * DTYPES[recipe.train.precision].itemsize
+    cells = encoder_part(recipe, joints).cells + projector_part(recipe).cells
+    cells += decoder_part(recipe, joints).cells * (decoder_passes(recipe)[1] > 0)
+    similarities = 6 * recipe.loss.queue if recipe.loss.positives else 0
+    precision = recipe.train.precision
+    return 1.2 * (cells * DTYPES[precision].itemsize + similarities * STORED[precision])
 
 
 def checkpoint_bytes(recipe: PCM3Recipe, joints: int) -> int:

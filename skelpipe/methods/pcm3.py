@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from skelpipe import distributed
 from skelpipe.config import PCM3Recipe
 from skelpipe.methods.momentum import update_teacher
-from skelpipe.methods.pcm3_views import Views, draw_views
+from skelpipe.methods.pcm3_views import Views, check_fit, draw_views
 from skelpipe.methods.queue import KeyQueue
 from skelpipe.models.decoder import MotionDecoder
 from skelpipe.models.gru import SkeletonGRU
@@ -25,7 +25,6 @@ from skelpipe.models.heads import Projector
 from skelpipe.models.prompts import DomainPrompts, TaskPrompts
 from skelpipe.skeleton import Topology
 from skelpipe.stream.source import Batch
-from skelpipe.views.parts import masked_parts
 
 _VIEWS = ("intra", "inter", "mask", "predict")
 
@@ -66,8 +65,7 @@ class PCM3(nn.Module):
 
     def __init__(self, recipe: PCM3Recipe, topology: Topology) -> None:
         super().__init__()
-        if recipe.mask.kind == "topology":
-            masked_parts(topology, recipe.mask.ratio)  # says so now if there are too few
+        check_fit(recipe, topology)
         self.recipe = recipe
         self.topology = topology
         self.student = Query(recipe, topology)
@@ -75,7 +73,7 @@ class PCM3(nn.Module):
 
     def update_teacher(self, progress: float) -> None:
         """Move the key network after a step: as the released code does before the next one."""
-        momentum = self.recipe.optim.momentum
+        momentum = self.recipe.optim.key_momentum
         update_teacher(self.teacher.encoder, self.student.encoder, momentum)
         update_teacher(self.teacher.projector, self.student.projector, momentum)
 

@@ -14,9 +14,9 @@ from skelpipe.skeleton import Topology
 from skelpipe.stream.source import Batch
 from skelpipe.views.clips import crop_clips
 from skelpipe.views.corrupt import shear_or_corrupt
-from skelpipe.views.mix import Mixed, mix_clips
+from skelpipe.views.mix import Mixed, check_parts, mix_clips
 from skelpipe.views.modality import channels
-from skelpipe.views.parts import cell_masks, part_masks
+from skelpipe.views.parts import cell_masks, masked_cells, masked_parts, part_masks
 from skelpipe.views.sampling import random_interval
 
 _CORRUPTIBLE = (True, True, False)  # query and key; the masked clip is sheared alone (P8)
@@ -81,6 +81,16 @@ def draw_views(batch: Batch, recipe: PCM3Recipe, topology: Topology) -> Views:
         mixed.partner_N,
         mixed.share_N,
     )
+
+
+def check_fit(recipe: PCM3Recipe, topology: Topology) -> None:
+    """Raise a UserError, before anything is drawn, where a skeleton does not suit the recipe."""
+    if recipe.mask.kind == "topology":
+        masked_parts(topology, recipe.mask.ratio)
+    else:
+        masked_cells(recipe.views.frames * len(topology.joints), recipe.mask.ratio)
+    if "inter" in recipe.loss.positives:
+        check_parts(topology, recipe.mix)
 
 
 def mask_channels(batch: Batch, recipe: PCM3Recipe, topology: Topology) -> Tensor:

@@ -103,10 +103,10 @@ def encoders(method: Method, kind: Kind) -> dict[str, Encode]:
             "student": token_features(method.student.encoder, kind),
             "teacher": token_features(method.teacher.encoder, kind),
         }
-    return {
-        "student": last_frame(method.student.encoder),
-        "teacher": last_frame(method.teacher.encoder),
-    }
+    found = {"student": last_frame(method.student.encoder)}
+    if method.recipe.loss.positives:  # else no key was ever made
+        found["teacher"] = last_frame(method.teacher.encoder)
+    return found
 
 
 def viewer(

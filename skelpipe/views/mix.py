@@ -50,6 +50,19 @@ class Draws:
     share_N: Tensor
 
 
+def check_parts(topology: Topology, mix: Mix) -> None:
+    """Raise a UserError where the skeleton has fewer parts than a region may have."""
+    fewest, most = mix.parts
+    parts = len(topology.parts)
+    if most > parts:
+        raise UserError(
+            f"mix.parts asks for more parts than skeleton '{topology.name}' has",
+            place="mix.parts",
+            found=f"up to {most} of {parts}",
+            remedy=f"--set 'mix.parts=[{min(fewest, parts)}, {parts}]'",
+        )
+
+
 def draw_mix(key_N: Tensor, total: int, frames: int, topology: Topology, mix: Mix) -> Draws:
     """Draw how each sample is mixed; samples with the same key are mixed alike.
 
@@ -63,17 +76,11 @@ def draw_mix(key_N: Tensor, total: int, frames: int, topology: Topology, mix: Mi
         mix: The settings.
 
     Raises:
-        UserError: The skeleton has fewer parts than a region may have.
+        UserError: As `check_parts`.
     """
+    check_parts(topology, mix)
     fewest, most = mix.parts
     parts = len(topology.parts)
-    if most > parts:
-        raise UserError(
-            f"mix.parts asks for more parts than skeleton '{topology.name}' has",
-            place="mix.parts",
-            found=f"up to {most} of {parts}",
-            remedy=f"--set 'mix.parts=[{min(fewest, parts)}, {parts}]'",
-        )
     kind_N = uniform(key_N, "mix kind", 1)[:, 0]
     count_N = fewest + below(key_N, "mix part count", 1, most - fewest + 1)
     part_J = torch.from_numpy(topology.part_of).to(key_N.device)

@@ -60,12 +60,32 @@ def part_masks(
     return masked[..., part_J].repeat_interleave(frames // clips, dim=1)
 
 
+def masked_cells(cells: int, ratio: float) -> int:
+    """How many of all (frame, joint) cells a random mask hides: the nearest to their share (P20).
+
+    Raises:
+        UserError: The ratio is too small for a single cell.
+    """
+    count = round(ratio * cells)
+    if count == 0:
+        raise UserError(
+            f"mask.ratio {ratio:g} masks nothing",
+            place="mask.ratio",
+            found=f"{cells} cells of frames and joints",
+            expected=f"at least {1 / cells:.2g}",
+        )
+    return count
+
+
 def cell_masks(key_N: Tensor, frames: int, joints: int, *, ratio: float) -> Tensor:
-    """Random masks of round(ratio * T * J) (frame, joint) cells each (P20).
+    """Random masks of `masked_cells` cells each (P20).
 
     Returns:
         Shape (N, T, J), bool.
+
+    Raises:
+        UserError: As `masked_cells`.
     """
     cells = frames * joints
-    masked = lowest(uniform(key_N, "masked cells", cells), round(ratio * cells))
+    masked = lowest(uniform(key_N, "masked cells", cells), masked_cells(cells, ratio))
     return masked.view(-1, frames, joints)

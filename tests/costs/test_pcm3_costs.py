@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import cast
 
 import pytest
 import torch
+from builders import KINECT, batch_of, recording, tiny_pcm3_recipe
 from torch import Tensor, nn
 
 from skelpipe.bench.flops import count
@@ -16,9 +18,11 @@ from skelpipe.costs.pcm3 import (
     parameters,
     projector_part,
     prompt_weights,
+    sample_memory,
     step_rows,
 )
 from skelpipe.costs.roofline import Work
+from skelpipe.methods.pcm3 import PCM3
 from skelpipe.models.decoder import MotionDecoder
 from skelpipe.models.gru import SkeletonGRU
 from skelpipe.models.heads import Projector
@@ -91,8 +95,8 @@ def unrolled(gru: nn.GRU, x_NTI: Tensor) -> Tensor:
 
 def encode(encoder: SkeletonGRU, x_NTC: Tensor) -> Tensor:
     x = encoder.input_norm(x_NTC)
-    for pair in encoder.layers:
-        x = torch.cat([unrolled(gru, x) for gru in pair.children()], -1)
+    for pair in zip(encoder.first, encoder.second, strict=True):
+        x = torch.cat([unrolled(cast(nn.GRU, gru), x) for gru in pair], -1)
     return x
 
 
@@ -127,7 +131,7 @@ def test_the_published_recipe_has_the_published_size() -> None:
 def test_parameters_are_the_modules(changes: Sequence[str]) -> None:
     settings = small(*changes)
     encoder, decoder = encoder_of(settings), decoder_of(settings)
-    projector = Projector(24, 10)
+    projector = Projector(24, out=10)
     assert encoder_part(settings, JOINTS).weights == numbers(encoder)
     assert decoder_part(settings, JOINTS).weights == numbers(decoder)
     assert projector_part(settings).weights == numbers(projector)
@@ -159,7 +163,7 @@ def test_the_loop_is_the_module() -> None:
 def test_flop_equal_the_counter() -> None:
     settings = small()
     rows = work(settings)
-    encoder, decoder, projector = encoder_of(settings), decoder_of(settings), Projector(24, 10)
+    encoder, decoder, projector = encoder_of(settings), decoder_of(settings), Projector(24, out=10)
     shape = (SAMPLES, 16, CHANNELS)
     both = products(lambda x: encode(encoder, x), *shape, back=True)
     assert [rows[f"encoder, {view}"].flop for view in ENCODER] == [both] * 4
@@ -174,15 +178,15 @@ def test_flop_equal_the_counter() -> None:
     queue = torch.randn(40, 10)
     both = products(lambda x: x @ queue.T, SAMPLES, 10, back=True)
     forward = products(lambda x: x @ queue.T, SAMPLES, 10, back=False)
-    assert rows["queue"].flop == 4 * both + 2 * forward
+    assert rows["queue"].flop == 4 * both + 4 * forward
 
 
 @pytest.mark.parametrize(
     ("changes", "back", "decoder", "queue"),
     [
-        ((), {"intra": 1, "masked": 1, "predicted": 1, "mixed": 1}, (2, 2), 10),
+        ((), {"intra": 1, "masked": 1, "predicted": 1, "mixed": 1}, (2, 2), 12),
         (("loss.detach_predicted=true",),
-         {"intra": 1, "masked": 1, "predicted": 1, "mixed": 1}, (2, 1), 10),
+         {"intra": 1, "masked": 1, "predicted": 1, "mixed": 1}, (2, 1), 12),
         (("loss.kl_weight=0",), {"intra": 1, "masked": 1, "predicted": 1, "mixed": 1}, (2, 2), 8),
         (("loss.positives=['intra']", "loss.mask_weight=0"), {"intra": 1}, (0, 0), 3),
         (("loss.positives=['intra', 'inter']", "loss.mask_weight=0"),
@@ -259,6 +263,37 @@ def test_cells_are_what_torch_keeps(hidden: int) -> None:
     assert kept(encoder_of(settings), SAMPLES, 16, CHANNELS) == pytest.approx(told, rel=0.1)
     told = SAMPLES * decoder_part(settings, JOINTS).cells
     assert kept(decoder_of(settings), SAMPLES, 16, 2 * hidden) == pytest.approx(told, rel=0.1)
+
+
+def test_memory_is_what_a_step_keeps_at_most() -> None:
+    settings = tiny_pcm3_recipe("encoder.hidden=64", "decoder.hidden=48", "loss.queue=500")
+    method = PCM3(settings, KINECT)
+    weights = {tensor.untyped_storage().data_ptr() for tensor in method.state_dict().values()}
+    kept: dict[int, int] = {}
+    most = 0
+
+    def pack(tensor: Tensor) -> Tensor:
+        nonlocal most
+        place = tensor.untyped_storage().data_ptr()
+        if place not in weights:
+            kept[place] = tensor.untyped_storage().nbytes()
+            most = max(most, sum(kept.values()))
+        return tensor
+
+    backward = torch.Tensor.backward
+
+    def forgetting(tensor: Tensor) -> None:
+        backward(tensor)
+        kept.clear()
+
+    samples = [recording(number, 30) for number in range(4)]
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor),
+    ):
+        patch.setattr(torch.Tensor, "backward", forgetting)
+        method.learn(batch_of(samples), 0.0)
+    assert most < 4 * sample_memory(settings, 25) < 1.5 * most
 
 
 def test_work_grows_with_samples_and_weights_do_not() -> None:

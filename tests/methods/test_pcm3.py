@@ -244,7 +244,7 @@ def test_task_prompts_get_a_fresh_window_at_every_use() -> None:
 
 
 def test_the_key_network_follows_and_keeps_statistics_of_its_own() -> None:
-    method = method_of("optim.momentum=0.75")
+    method = method_of("optim.key_momentum=0.75")
     before = {name: tensor.clone() for name, tensor in method.teacher.state_dict().items()}
     method.learn(batch(), 0.0)
     learned = {name: tensor.clone() for name, tensor in method.teacher.state_dict().items()}

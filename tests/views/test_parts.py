@@ -86,7 +86,7 @@ def test_a_ratio_that_masks_nothing_is_refused_with_one_that_does(parts: int) ->
         assert masked_parts(topology, ratio) == 1
 
 
-@pytest.mark.parametrize(("frames", "ratio", "count"), [(64, 0.6, 960), (3, 0.5, 38), (2, 0.01, 0)])
+@pytest.mark.parametrize(("frames", "ratio", "count"), [(64, 0.6, 960), (3, 0.5, 38), (2, 0.02, 1)])
 def test_random_masks_have_exactly_so_many_cells(frames: int, ratio: float, count: int) -> None:
     masks = cell_masks(KEYS[:40], frames, 25, ratio=ratio)
     assert masks.shape == (40, frames, 25)
@@ -94,6 +94,11 @@ def test_random_masks_have_exactly_so_many_cells(frames: int, ratio: float, coun
         draws = uniform(KEYS[sample], "masked cells", frames * 25).tolist()
         chosen = set(sorted(range(frames * 25), key=draws.__getitem__)[:count])
         assert set(masks[sample].flatten().nonzero()[:, 0].tolist()) == chosen
+
+
+def test_a_ratio_that_masks_no_cell_is_refused() -> None:
+    with pytest.raises(UserError, match=r"mask\.ratio 0\.001 masks nothing"):
+        cell_masks(KEYS[:2], 2, 25, ratio=0.001)
 
 
 def test_every_cell_is_masked_as_often() -> None:
