@@ -164,6 +164,7 @@ def _train(
     place: Path, data: Path | None, device: torch.device, logs: list[str], resume: bool
 ) -> None:
     """Train a run that has begun, on all ranks."""
+    from skelpipe import distributed
     from skelpipe.checkpoint import check_own, complete_checkpoints, read_run
     from skelpipe.protocols.online import online_knn
     from skelpipe.report.loggers import open_logger
@@ -172,6 +173,7 @@ def _train(
     from .progress import training_progress
 
     run = read_run(place)
+    distributed.wait_for_all()  # a rank that fails below may take the new folder away
     check_own(run)
     folder = data or set_folder(run.data.get("url") or run.data["folder"])
     for warning in run.data["warnings"]:

@@ -17,7 +17,7 @@ from rich.progress import (
 from .console import console
 
 Record = dict[str, float]
-_TERMS = ("mfm", "glcl", "koleo")
+_TERMS = ("mfm", "glcl", "koleo", "intra", "inter", "mask", "predict", "error")
 
 
 @contextmanager

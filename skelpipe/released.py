@@ -86,6 +86,7 @@ def import_pcm3(file: Path, out: Path, stream: Stream = "joint") -> Run:
         "dataset": None,
         "split": None,
         "data_digest": None,
+        "joints": len(method.topology.joints),
         "card_digest": None,
         "warnings": [],
         "val_subjects": [],
@@ -164,7 +165,7 @@ def _first_key(file: Path) -> str:
 
 
 def _check_zip(file: Path) -> None:
-    """`torch.save` compresses nothing, so nothing in its zips is larger than the file."""
+    """Refuse damage, and what unpacks to more than the file: `torch.save` compresses nothing."""
     try:
         with zipfile.ZipFile(file) as opened:
             members = opened.infolist()
@@ -175,6 +176,15 @@ def _check_zip(file: Path) -> None:
     if packed or claimed > size:
         found = f"{packed[0]} is compressed" if packed else f"{claimed:,} bytes claimed in {size:,}"
         raise _refusal(file, found=found, expected="a zip without compression")
+    with zipfile.ZipFile(file) as opened:
+        try:
+            damaged = opened.testzip()
+        except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, OSError) as error:
+            damaged = str(error)
+    if damaged:
+        raise _refusal(
+            file, place=damaged, found="bytes of another checksum", expected="a whole zip"
+        )
 
 
 def _load(file: Path) -> Any:
@@ -205,6 +215,7 @@ def _checked(state: Mapping[Any, Any], file: Path) -> dict[str, Tensor]:
         plain = type(tensor) in (Tensor, nn.Parameter)
         if not isinstance(key, str) or not plain or tensor.layout != torch.strided:
             found = "another kind of tensor" if plain else type(tensor).__name__
+            found = found if isinstance(key, str) else "a key that is no text"
             raise _refusal(file, place=_plain(key), found=found, expected="a dense tensor")
         if key != _plain(key):
             raise _refusal(file, place=_plain(key), found="a key that is no name")

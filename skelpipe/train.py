@@ -70,6 +70,7 @@ def start_run(
         "dataset": card.dataset,
         "split": card.split,
         "data_digest": card.data_digest,
+        "joints": len(card.topology.joints),
         "card_digest": card.digest,
         "warnings": list(card.warnings),
         "val_subjects": list(val_subjects),

@@ -476,4 +476,28 @@ def test_a_storage_that_claims_gigabytes_is_refused(tmp_path: Path, old: bool) -
     content, elements = file.read_bytes(), b"J" + (70_000).to_bytes(4, "little")
     assert content.count(elements) == 1  # as the pickle tells the size of the storage
     file.write_bytes(content.replace(elements, b"J\xff\xff\xff\x7f"))
-    assert "RuntimeError" in refusal(file)
+    assert ("RuntimeError" if old else "another checksum") in refusal(file)
+
+
+def test_bytes_that_were_changed_are_found(tmp_path: Path) -> None:
+    file = save(tmp_path / "released.pth.tar", network().state_dict())
+    with zipfile.ZipFile(file) as opened:
+        member = max(opened.infolist(), key=lambda member: member.file_size)
+        place = file.read_bytes().index(opened.read(member))
+    content = bytearray(file.read_bytes())
+    content[place + member.file_size // 2] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(UserError, match="bytes of another checksum") as error:
+        import_pcm3(file, tmp_path / "run")
+    assert member.filename in str(error.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_negative_variance_is_named(tmp_path: Path) -> None:
+    state = dict(network().state_dict())
+    key = "encoder_k.input_norm.running_var"
+    state[key] = -state[key]
+    file = save(tmp_path / "released.pth.tar", state)
+    with pytest.raises(UserError, match="negative numbers") as error:
+        import_pcm3(file, tmp_path / "run")
+    assert f"place: {key}" in str(error.value)

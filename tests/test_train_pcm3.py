@@ -159,3 +159,10 @@ def test_initial_weights_depend_on_the_seed_alone(data: Path) -> None:
     for name, tensor in first.items():
         assert torch.equal(tensor, again[name])
     assert not torch.equal(first["teacher.queue.keys_KP"], other["teacher.queue.keys_KP"])
+
+
+def test_a_set_of_another_skeleton_is_refused(data: Path, whole: Run) -> None:
+    other = Run(whole.folder, whole.recipe, {**whole.data, "joints": 5})
+    with pytest.raises(UserError, match="another skeleton than the run was trained on") as error:
+        load_student(other, read_card(data), CPU)
+    assert "25 joints (kinect_v2)" in str(error.value)

@@ -236,7 +236,19 @@ def part_name(val_subjects: Sequence[int]) -> str:
 
 
 def load_student(run: Run, card: Card, device: torch.device) -> Method:
-    """The run's method with the student and teacher of its newest complete checkpoint."""
+    """The run's method with the student and teacher of its newest complete checkpoint.
+
+    Raises:
+        UserError: The set has another skeleton than the run was trained on; a damaged checkpoint.
+    """
+    joints = len(card.topology.joints)
+    if run.data.get("joints", joints) != joints:
+        raise UserError(
+            "the set has another skeleton than the run was trained on",
+            found=f"{joints} joints ({card.topology.name}) in {card.dataset}",
+            expected=f"{run.data['joints']} joints",
+            remedy="evaluate on a set of the run's own skeleton",
+        )
     method = build_method(run.recipe, card.topology, int(run.data["seed"]))
     checkpoint = run.checkpoint()
     check_recipe(read_json(checkpoint / "state.json"), run.recipe)
