@@ -21,7 +21,7 @@ demo: $(STAMP) ## generated raw files -> shards -> pre-training -> evaluation ->
 	$(BIN)/skelpipe demo --out demo --force
 
 test: $(STAMP) ## the test suite, minutes
-	$(BIN)/python -m pytest -q
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q --numprocesses 2 --dist loadfile
 
 test-all: $(STAMP) ## the test suite with its slow tests
 	$(BIN)/python -m pytest -q -m "slow or not slow"
