@@ -13,6 +13,7 @@ from torch import Tensor
 
 from skelpipe.config.pcm3 import Augment
 from skelpipe.random import uniform
+from skelpipe.views.constants import constant
 from skelpipe.views.sampling import lowest
 
 
@@ -32,7 +33,7 @@ def shear_or_corrupt(
         The same shape. Joints that a corruption spares keep their value exactly.
     """
     joints, dtype = x_NVMTJC.shape[-2], x_NVMTJC.dtype
-    open_V = torch.tensor(corruptible, device=key_NV.device)
+    open_V = constant(tuple(corruptible), key_NV.device)
     corrupted_NV = open_V & (uniform(key_NV, "corruption", 1)[..., 0] < augment.corruption)
     sheared = shear_matrices(key_NV, augment.shear, dtype)[..., None, :, :]
     corrupted = corruption_matrices(key_NV, joints, augment, dtype)

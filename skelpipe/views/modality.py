@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from skelpipe.skeleton import Topology
+from skelpipe.views.constants import constant
 
 Modality = Literal["joint", "bone", "motion"]
 
@@ -19,7 +20,7 @@ def stream(x_NMTJC: Tensor, modality: Modality, topology: Topology) -> Tensor:
     frame minus this one, zero in the last frame (both as PCM3, CMD and MAMP have them).
     """
     if modality == "bone":
-        parents = torch.tensor(topology.bone_parents, device=x_NMTJC.device)
+        parents = constant(topology.bone_parents, x_NMTJC.device)
         return x_NMTJC - x_NMTJC[..., parents, :]
     if modality == "motion":
         moved = torch.zeros_like(x_NMTJC)

@@ -5,12 +5,12 @@ True means masked. They are made for body 0 alone; others stay visible (P8).
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from skelpipe.errors import UserError
 from skelpipe.random import uniform
 from skelpipe.skeleton import Topology
+from skelpipe.views.constants import constant
 from skelpipe.views.sampling import lowest
 
 
@@ -56,7 +56,7 @@ def part_masks(
     parts = len(topology.parts)
     draws = uniform(key_N, "masked parts", clips * parts).unflatten(-1, (clips, parts))
     masked = lowest(draws, masked_parts(topology, ratio))
-    part_J = torch.from_numpy(topology.part_of).to(key_N.device)
+    part_J = constant(tuple(topology.part_of.tolist()), key_N.device)
     return masked[..., part_J].repeat_interleave(frames // clips, dim=1)
 
 

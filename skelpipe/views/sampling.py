@@ -131,7 +131,9 @@ def lowest(draws: Tensor, count: int | Tensor) -> Tensor:
         count: A number, or one for each row, shape (..., 1); all are taken where it is above M.
     """
     size = draws.shape[-1]
-    count = torch.as_tensor(count, device=draws.device).expand(*draws.shape[:-1], 1)
+    if isinstance(count, int):
+        count = torch.full((1,), count, device=draws.device)
+    count = count.expand(*draws.shape[:-1], 1)
     # Made distinct by their place: sorted once, the last one taken tells all others.
     place = torch.arange(size, device=draws.device)
     distinct = (draws * 2.0**24).long() * size + place
