@@ -324,7 +324,8 @@ def _confusion(predicted_N: Tensor, label_N: Tensor, classes: int) -> list[list[
 def write_result(folder: Path, found: Evaluation) -> Path:
     """Store an evaluation in a run's folder as results/NAME.json, NAME of `result_name`.
 
-    Scores go first, to NAME.scores.parquet beside it: the record has their digest.
+    Scores go first, to NAME.scores.parquet beside it: the record has their digest. What stands
+    there of another data set or split is kept as NAME-DATASET-SPLIT.json.
     """
     record = found.record
     name = result_name(
@@ -332,10 +333,24 @@ def write_result(folder: Path, found: Evaluation) -> Path:
     )
     path = folder / "results" / name
     path.parent.mkdir(parents=True, exist_ok=True)
+    _set_aside(path, record)
     if found.scores is not None:
         write_whole(path.with_suffix(".scores.parquet"), found.scores)
     write_json(path, record)
     return path
+
+
+def _set_aside(path: Path, record: dict[str, Any]) -> None:
+    """Rename what stands at the path if it is of other data than a record that goes there."""
+
+    def beside(other: dict[str, Any]) -> Path:
+        return path.with_stem(f"{path.stem}-{other['dataset']}-{other['split']}")
+
+    before = read_json(path) if path.exists() else record
+    for suffix in (".scores.parquet", ".json"):
+        beside(record).with_suffix(suffix).unlink(missing_ok=True)  # the new record replaces it
+        if beside(before) != beside(record) and path.with_suffix(suffix).exists():
+            path.with_suffix(suffix).replace(beside(before).with_suffix(suffix))
 
 
 def result_name(protocol: str, subject: str, features: str, part: str) -> str:

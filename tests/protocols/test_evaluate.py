@@ -8,7 +8,13 @@ import pytest
 from builders import CPU, tiny_recipe, write_set
 
 from skelpipe.errors import UserError
-from skelpipe.protocols.evaluate import PROTOCOLS, evaluate, load_protocol, write_result
+from skelpipe.protocols.evaluate import (
+    PROTOCOLS,
+    Evaluation,
+    evaluate,
+    load_protocol,
+    write_result,
+)
 from skelpipe.train import start_run, train
 
 QUICK = ("epochs=3", "batch=4", "random.shortest=4")
@@ -48,6 +54,29 @@ def test_a_run_is_evaluated_student_first(data: Path, tmp_path: Path) -> None:
     path = write_result(run.folder, found)
     assert path == run.folder / "results" / "knn.json"
     assert json.loads(path.read_text(encoding="utf-8")) == record
+
+
+def test_a_result_of_other_data_is_kept(tmp_path: Path) -> None:
+    def found(split: str, accuracy: float) -> Evaluation:
+        record = {"protocol": {"name": "knn"}, "subject": "run", "features": "last", "part": "test"}
+        record |= {"dataset": "ntu60", "split": split, "accuracy": accuracy}
+        return Evaluation(record, f"{split} {accuracy}".encode())
+
+    def standing() -> dict[str, tuple[float, bytes]]:
+        results = tmp_path / "results"
+        return {
+            path.stem: (json.loads(path.read_text())["accuracy"],
+                        path.with_suffix(".scores.parquet").read_bytes())
+            for path in results.glob("*.json")
+        }  # fmt: skip
+
+    write_result(tmp_path, found("xsub", 1))
+    write_result(tmp_path, found("xview", 2))
+    write_result(tmp_path, found("xview", 3))
+    assert standing() == {"knn-ntu60-xsub": (1, b"xsub 1"), "knn": (3, b"xview 3")}
+    write_result(tmp_path, found("xsub", 4))
+    assert standing() == {"knn-ntu60-xview": (3, b"xview 3"), "knn": (4, b"xsub 4")}
+    assert len(list((tmp_path / "results").iterdir())) == 4
 
 
 def test_each_protocol_has_a_file_of_its_own(data: Path, tmp_path: Path) -> None:
