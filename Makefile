@@ -5,6 +5,8 @@ PYTHON ?= $(shell for name in python3 python3.13 python3.12 python3.11; do \
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
+# Tests of a file stay together: they share what they prepared.
+SPREAD := --numprocesses 2 --dist loadfile
 
 .PHONY: help demo test test-all check format bench dist clean
 
@@ -21,10 +23,10 @@ demo: $(STAMP) ## generated raw files -> shards -> pre-training -> evaluation ->
 	$(BIN)/skelpipe demo --out demo --force
 
 test: $(STAMP) ## the test suite, minutes
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q --numprocesses 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q $(SPREAD)
 
 test-all: $(STAMP) ## the test suite with its slow tests
-	$(BIN)/python -m pytest -q -m "slow or not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q $(SPREAD) -m "slow or not slow"
 
 check: $(STAMP) ## formatting, lint and types
 	$(BIN)/ruff format --check .
