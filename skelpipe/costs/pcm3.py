@@ -38,8 +38,8 @@ def step_rows(recipe: PCM3Recipe, *, samples: int, joints: int) -> list[Work]:
     (``loss.mask_weight``) or it is drawn to the key: the predicted view is made of its detached
     features. The decoder goes forward and back for the masked error, and a second time for the
     predicted view, forward alone if that is detached. Keys go forward. A row of the queue's K
-    similarities takes a product and one for its gradient; the keys' own, which distillation
-    compares them with, take one (the mixed keys' are others).
+    similarities takes a product and one for its gradient; its key's, with which distillation
+    compares it, takes one.
 
     Bytes, in the run's precision unless it says otherwise:
 
