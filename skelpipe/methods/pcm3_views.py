@@ -9,6 +9,8 @@ from torch import Tensor
 
 from skelpipe.config import PCM3Recipe
 from skelpipe.distributed import gather_rows
+from skelpipe.errors import UserError
+from skelpipe.manifest import load_topology, manifest_names
 from skelpipe.random import fold
 from skelpipe.skeleton import Topology
 from skelpipe.stream.source import Batch
@@ -91,6 +93,13 @@ def check_fit(recipe: PCM3Recipe, topology: Topology) -> None:
         masked_cells(recipe.views.frames * len(topology.joints), recipe.mask.ratio)
     if "inter" in recipe.loss.positives:
         check_parts(topology, recipe.mix)
+    packaged = topology.name in manifest_names("topology") and load_topology(topology.name)
+    if recipe.views.modality == "bone" and packaged and packaged.bones != topology.bones:
+        raise UserError(
+            f"the set's skeleton '{topology.name}' has other bones than the packaged one",
+            found="a set that an older version prepared",
+            remedy="prepare it anew with `skelpipe prepare … --force`, or move it away first",
+        )
 
 
 def mask_channels(batch: Batch, recipe: PCM3Recipe, topology: Topology) -> Tensor:

@@ -8,6 +8,7 @@ from builders import KINECT, batch_of, recording, tiny_pcm3_recipe
 from torch import Tensor
 from torch.nn import functional as F
 
+from skelpipe.errors import UserError
 from skelpipe.methods.pcm3 import PCM3
 from skelpipe.methods.pcm3_views import Views
 from skelpipe.optim import build_optimiser, set_rates
@@ -280,6 +281,13 @@ def test_clean_keys_alone_are_queued() -> None:
         keys = method._embed(method.teacher, feature, given.key, "key")
     method.learn(given, 0.0)
     assert torch.allclose(method.teacher.queue.keys_KP[:4], keys, atol=1e-12)
+
+
+def test_bones_of_an_older_set_are_refused() -> None:
+    older = KINECT.model_copy(update={"bones": None})
+    PCM3(tiny_pcm3_recipe(), older)
+    with pytest.raises(UserError, match="other bones than the packaged one"):
+        PCM3(tiny_pcm3_recipe("views.modality=bone"), older)
 
 
 def train_steps(count: int = 20) -> list[float]:
