@@ -159,7 +159,7 @@ def _train(
     method = build_method(recipe, card.topology, loader.seed).to(
         device, _DTYPE[recipe.train.precision]
     )
-    if recipe.train.compile and isinstance(method, SLiM):  # PCM3 refuses it
+    if recipe.train.compile:
         compile_blocks(method)
     optimiser = build_optimiser(method.student, recipe)
     state = _environment(run, card, loader, micro)
@@ -228,8 +228,9 @@ def _train(
     return saved_at
 
 
-def compile_blocks(method: SLiM) -> None:
+def compile_blocks(method: Method) -> None:
     """torch.compile the encoders block by block: all share one code, which is compiled once."""
+    assert isinstance(method, SLiM)  # recipes of PCM3 refuse it
     for network in (method.student, method.teacher):
         for block in network.encoder.blocks:
             block.compile(dynamic=True)

@@ -18,7 +18,6 @@ from skelpipe.costs.roofline import DTYPES, Peaks, Work, measure_peaks
 from skelpipe.estimate import micro_batch
 from skelpipe.manifest import load_dataset, load_topology
 from skelpipe.methods import build_method
-from skelpipe.methods.slim import SLiM
 from skelpipe.optim import build_optimiser
 from skelpipe.stream.loader import Loader
 from skelpipe.stream.source import Batch
@@ -124,7 +123,7 @@ def step(recipe: Recipe, device: torch.device, *, steps: int = 5) -> Step:
     peaks = measure_peaks(device, DTYPES[recipe.train.precision])
     loader = Loader(Generated(2 * recipe.train.batch, joints, device), recipe.train.batch, 0)
     method = build_method(recipe, topology, 0).to(device)
-    if recipe.train.compile and isinstance(method, SLiM):
+    if recipe.train.compile:
         compile_blocks(method)
     optimiser = build_optimiser(method.student, recipe)
     if device.type == "cuda":

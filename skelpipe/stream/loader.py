@@ -144,4 +144,5 @@ def _read(
     places, epochs, valid = (part[mine] for part in order.places(*state))
     batch = source.take(places, fold(order.seed, epochs, row_N[places]))
     key = fold(order.seed, -1, *state)  # no epoch is -1: the keys of samples are others
-    return replace(batch, key=key.to(source.device), valid_N=valid.to(source.device))
+    batch = replace(batch, key=key.to(source.device))
+    return batch if order.tail != "pad" else replace(batch, valid_N=valid.to(source.device))

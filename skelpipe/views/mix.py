@@ -11,7 +11,7 @@ from skelpipe.config.pcm3 import Mix
 from skelpipe.errors import UserError
 from skelpipe.random import below, uniform
 from skelpipe.skeleton import Topology
-from skelpipe.views.constants import constant
+from skelpipe.views.constants import part_of
 from skelpipe.views.sampling import lowest
 
 
@@ -84,7 +84,7 @@ def draw_mix(key_N: Tensor, total: int, frames: int, topology: Topology, mix: Mi
     parts = len(topology.parts)
     kind_N = uniform(key_N, "mix kind", 1)[:, 0]
     count_N = fewest + below(key_N, "mix part count", 1, most - fewest + 1)
-    part_J = constant(tuple(topology.part_of.tolist()), key_N.device)
+    part_J = part_of(topology, key_N.device)
     chosen_NP = lowest(uniform(key_N, "mix parts", parts), count_N)
     shortest, longest = mix.length
     length_N = shortest + below(key_N, "mix length", 1, longest - shortest + 1)[:, 0]

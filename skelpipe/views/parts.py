@@ -10,7 +10,7 @@ from torch import Tensor
 from skelpipe.errors import UserError
 from skelpipe.random import uniform
 from skelpipe.skeleton import Topology
-from skelpipe.views.constants import constant
+from skelpipe.views.constants import part_of
 from skelpipe.views.sampling import lowest
 
 
@@ -56,7 +56,7 @@ def part_masks(
     parts = len(topology.parts)
     draws = uniform(key_N, "masked parts", clips * parts).unflatten(-1, (clips, parts))
     masked = lowest(draws, masked_parts(topology, ratio))
-    part_J = constant(tuple(topology.part_of.tolist()), key_N.device)
+    part_J = part_of(topology, key_N.device)
     return masked[..., part_J].repeat_interleave(frames // clips, dim=1)
 
 
