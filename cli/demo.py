@@ -193,8 +193,10 @@ def _train(run: Run, data: Path, device: torch.device) -> None:
 
 def _evaluate(run: Run, data: Path, seed: int, device: torch.device) -> None:
     """k-NN and linear accuracy of the run and of both floors, stored in the run."""
-    from skelpipe.protocols.evaluate import Subject, evaluate, load_protocol, write_result
+    from skelpipe.protocols.evaluate import evaluate, write_result
     from skelpipe.protocols.features import Kind
+    from skelpipe.protocols.question import Subject
+    from skelpipe.protocols.settings import load_protocol
 
     from .progress import counting_progress
 

@@ -102,9 +102,10 @@ def evaluate(
     from skelpipe.checkpoint import newest_run, read_run
     from skelpipe.config import load_recipe
     from skelpipe.errors import nearest
-    from skelpipe.protocols.evaluate import PROTOCOLS, load_protocol, write_result
     from skelpipe.protocols.evaluate import evaluate as run_protocol
+    from skelpipe.protocols.evaluate import write_result
     from skelpipe.protocols.fusion import Wanted
+    from skelpipe.protocols.settings import PROTOCOLS, load_protocol
     from skelpipe.report.tables import comparable, read_results, result_table
     from skelpipe.shards.card import read_card
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import torch
 
     from skelpipe.config import Recipe
-    from skelpipe.protocols.evaluate import Knn, Linear
+    from skelpipe.protocols.settings import Protocol
     from skelpipe.report.ablations import Ablations
 
 _LONG_HOURS = 24.0
@@ -34,7 +34,7 @@ class Setting:
 
     data: Path
     val_subjects: tuple[int, ...]
-    protocols: tuple[Knn | Linear, ...]
+    protocols: tuple[Protocol, ...]
     features: str
     device: torch.device
     floor: str
@@ -65,7 +65,7 @@ class State:
 
     step: int
     total: int
-    evaluations: tuple[tuple[str, Knn | Linear], ...]
+    evaluations: tuple[tuple[str, Protocol], ...]
 
     @property
     def left(self) -> float:
@@ -134,8 +134,8 @@ def table(
     """
     import torch
 
-    from skelpipe.protocols.evaluate import load_protocol
     from skelpipe.protocols.features import default_kind
+    from skelpipe.protocols.settings import load_protocol
     from skelpipe.report.ablations import load_ablations, row_recipes, run_folder
 
     ablations = load_ablations(name)

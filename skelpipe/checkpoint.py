@@ -331,20 +331,34 @@ def load_checkpoint(
     return state
 
 
-def load_network(checkpoint: Path, name: str, network: nn.Module) -> None:
-    """Load "student" or "teacher" into a network of the same shape.
+def has_network(checkpoint: Path, name: str) -> bool:
+    """Whether a checkpoint has a "student" or "teacher"; all but imported ones have both."""
+    return (checkpoint / f"{name}.safetensors").is_file()
+
+
+def load_network(checkpoint: Path, name: str, network: nn.Module, part: str = "") -> None:
+    """Load "student" or "teacher", or a part of it, into a network of the same shape.
+
+    Args:
+        checkpoint: Its folder.
+        name: Of the file.
+        network: What is loaded into.
+        part: What the part's names begin with, such as "encoder."; all of it where empty.
 
     Raises:
         DamagedCheckpointError: The file is not what was saved.
         UserError: A tensor is missing, too many or of another shape; the first one is named.
     """
-    expected = {key: tensor.shape for key, tensor in network.state_dict().items()}
-    network.load_state_dict(_read_fitting(checkpoint / f"{name}.safetensors", expected))
+    expected = {part + key: tensor.shape for key, tensor in network.state_dict().items()}
+    tensors = _read_fitting(checkpoint / f"{name}.safetensors", expected, part)
+    network.load_state_dict({key.removeprefix(part): tensor for key, tensor in tensors.items()})
 
 
-def _read_fitting(path: Path, expected: Mapping[str, torch.Size]) -> dict[str, Tensor]:
-    """The tensors of a file, which must have exactly these names and shapes."""
-    tensors = _read_tensors(path)
+def _read_fitting(
+    path: Path, expected: Mapping[str, torch.Size], part: str = ""
+) -> dict[str, Tensor]:
+    """The tensors of a file whose names begin so, which must be exactly these in these shapes."""
+    tensors = {key: value for key, value in _read_tensors(path).items() if key.startswith(part)}
     for key in sorted(tensors.keys() | expected.keys()):
         found = tuple(tensors[key].shape) if key in tensors else "nothing"
         wanted = tuple(expected[key]) if key in expected else "nothing"

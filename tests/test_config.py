@@ -25,7 +25,7 @@ from skelpipe.models.gru import SkeletonGRU
 from skelpipe.models.heads import PrototypeHead
 from skelpipe.models.vit import SkeletonViT
 from skelpipe.optim import dropped_rate
-from skelpipe.protocols.evaluate import load_protocol
+from skelpipe.protocols.settings import load_protocol
 from skelpipe.views.augment import skeleton_aware
 
 PACKAGE = Path(skelpipe.__file__).parent

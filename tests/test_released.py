@@ -12,22 +12,20 @@ from typing import Any
 
 import pytest
 import torch
-from builders import CPU, batch_of, recording, tiny_recipe, write_set
+from builders import CPU, KINECT, batch_of, recording, tiny_recipe, write_set
 from torch import Tensor, nn
 from torch.nn import functional as F
 from typer.testing import CliRunner
 
-from skelpipe.checkpoint import Run, read_run
+from skelpipe.checkpoint import Run, load_network, read_run
 from skelpipe.config import PCM3Recipe
 from skelpipe.errors import UserError
 from skelpipe.manifest import load_topology
 from skelpipe.methods import build_method
 from skelpipe.methods.pcm3 import PCM3
-from skelpipe.protocols.evaluate import load_student
-from skelpipe.protocols.features import encoders
+from skelpipe.protocols.features import encode_by
 from skelpipe.random import below
 from skelpipe.released import import_pcm3
-from skelpipe.shards.card import read_card
 from skelpipe.train import start_run, train
 
 HIDDEN, DECODER, WIDTH, KEYS, EMBEDDING = 6, 5, 2, 12, 7
@@ -109,10 +107,11 @@ def imported(folder: Path, model: Released, **options: Any) -> tuple[Run, PCM3]:
 def loaded(run: Run) -> PCM3:
     again = read_run(run.folder)
     assert again.recipe == run.recipe
-    data = write_set(run.folder.parent / "for-the-card", 2, 1, pipeline="agcn")
-    method = load_student(again, read_card(data), CPU)
+    method = build_method(again.recipe, KINECT, seed=9)
     assert isinstance(method, PCM3)
-    return method
+    for name, network in (("student", method.student), ("teacher", method.teacher)):
+        load_network(again.checkpoint(), name, network)
+    return method.eval()
 
 
 @pytest.mark.parametrize("form", ["wrapped", "bare", "module", "old"])
@@ -128,7 +127,10 @@ def test_features_are_those_of_the_stepped_network(tmp_path: Path, form: str) ->
     run = import_pcm3(file, tmp_path / "run")
     method = loaded(run)
     x = torch.randn(4, 9, 150)
-    encode = encoders(method, "last")
+    encode = {
+        "student": encode_by(method.student.encoder, "last"),
+        "teacher": encode_by(method.teacher.encoder, "last"),
+    }
     with torch.no_grad():
         for name, branch in (("student", model.encoder_q), ("teacher", model.encoder_k)):
             torch.testing.assert_close(encode[name](x), branch(x)[:, -1], atol=1e-5, rtol=0)
@@ -228,7 +230,10 @@ def test_streams_and_their_prompts(tmp_path: Path, stream: Any, prompts: bool) -
     x = torch.randn(2, 5, 150)
     with torch.no_grad():
         torch.testing.assert_close(
-            encoders(method, "last")["student"](x), model.encoder_q(x)[:, -1], atol=1e-5, rtol=0
+            encode_by(method.student.encoder, "last")(x),
+            model.encoder_q(x)[:, -1],
+            atol=1e-5,
+            rtol=0,
         )
 
 

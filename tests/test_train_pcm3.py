@@ -6,13 +6,15 @@ import pytest
 import torch
 from builders import CPU, tiny_pcm3_recipe, tiny_recipe, write_set
 
-from skelpipe.checkpoint import Run, read_run
+from skelpipe.checkpoint import Run, load_network, read_run
 from skelpipe.errors import UserError
 from skelpipe.methods import build_method
 from skelpipe.methods.pcm3 import PCM3
-from skelpipe.protocols.evaluate import evaluate, load_protocol, load_student
-from skelpipe.protocols.features import encoders
+from skelpipe.protocols.evaluate import ask, evaluate
+from skelpipe.protocols.features import encode_by
 from skelpipe.protocols.online import online_knn
+from skelpipe.protocols.question import load_encoder
+from skelpipe.protocols.settings import load_protocol
 from skelpipe.shards.card import read_card
 from skelpipe.train import read_metrics, start_run, train
 
@@ -101,7 +103,7 @@ def test_a_run_of_another_method_is_refused(data: Path, whole: Run, tmp_path: Pa
     for run, wrong, folder in ((slim, whole.recipe, other), (whole, slim.recipe, data)):
         mixed = Run(run.folder, wrong, run.data)
         with pytest.raises(UserError, match="under another recipe") as error:
-            load_student(mixed, read_card(folder), CPU)
+            load_encoder(mixed, read_card(folder).topology)
         assert "place: method" in str(error.value)
 
 
@@ -123,24 +125,21 @@ def test_a_run_is_evaluated_by_its_last_frame(data: Path, whole: Run) -> None:
 
 
 def test_prompts_queue_and_decoder_decide_no_feature(data: Path, whole: Run) -> None:
-    method = load_student(whole, read_card(data), CPU)
+    topology = read_card(data).topology
+    method = build_method(whole.recipe, topology, seed=9)
     assert isinstance(method, PCM3)
-    x = torch.randn(3, 16, 150)
-    before = {name: encode(x) for name, encode in encoders(method, "last").items()}
-    with torch.no_grad():
-        for network in (method.student, method.teacher):
-            for name, tensor in network.state_dict().items():
-                if not name.startswith("encoder."):
-                    tensor += 1
-    for name, encode in encoders(method, "last").items():
-        assert torch.equal(encode(x), before[name])
+    for name, network in (("student", method.student), ("teacher", method.teacher)):
+        load_network(whole.checkpoint(), name, network)
+        x = torch.randn(3, 16, 150)
+        own, alone = network.encoder.eval(), load_encoder(whole, topology, name).eval()
+        assert torch.equal(encode_by(own, "last")(x), encode_by(alone, "last")(x))
 
 
 def test_a_run_without_positives_has_no_teacher(data: Path, tmp_path: Path) -> None:
     run = fresh(tmp_path / "run", data, "loss.positives=[]")
     train(run, data, device=CPU, stop_after=1)
-    method = load_student(run, read_card(data), CPU)
-    assert list(encoders(method, "last")) == ["student"]
+    question = ask(load_protocol("knn"), run.recipe, data, subject="run", device=CPU, run=run)
+    assert list(question.networks()) == ["student"]
     readings = " ".join(run.recipe.readings())
     assert "P13" not in readings
     assert "P3 " in readings
@@ -164,5 +163,5 @@ def test_initial_weights_depend_on_the_seed_alone(data: Path) -> None:
 def test_a_set_of_another_skeleton_is_refused(data: Path, whole: Run) -> None:
     other = Run(whole.folder, whole.recipe, {**whole.data, "joints": 5})
     with pytest.raises(UserError, match="another skeleton than the run was trained on") as error:
-        load_student(other, read_card(data), CPU)
+        load_encoder(other, read_card(data).topology)
     assert "25 joints (kinect_v2)" in str(error.value)

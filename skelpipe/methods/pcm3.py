@@ -20,7 +20,7 @@ from skelpipe.methods.momentum import update_teacher
 from skelpipe.methods.pcm3_views import Views, check_fit, draw_views
 from skelpipe.methods.queue import KeyQueue
 from skelpipe.models.decoder import MotionDecoder
-from skelpipe.models.gru import SkeletonGRU
+from skelpipe.models.encoder import build_encoder
 from skelpipe.models.heads import Projector
 from skelpipe.models.prompts import DomainPrompts, TaskPrompts
 from skelpipe.skeleton import Topology
@@ -36,7 +36,7 @@ class Query(nn.Module):
         super().__init__()
         channels = len(topology.joints) * 3 * recipe.views.bodies
         features = 2 * recipe.encoder.hidden
-        self.encoder = SkeletonGRU(channels, **recipe.encoder.model_dump())
+        self.encoder = build_encoder(recipe, topology)
         self.projector = Projector(features, out=recipe.loss.embedding)
         self.decoder = MotionDecoder(features, **recipe.decoder.model_dump(), channels=channels)
         self.domain_prompts = (

@@ -23,8 +23,9 @@ from skelpipe.methods.groups import mean_weights
 from skelpipe.methods.koleo import koleo_gradient
 from skelpipe.methods.momentum import update_teacher
 from skelpipe.methods.slim_views import ViewGroup, draw_views
+from skelpipe.models.encoder import build_encoder
 from skelpipe.models.heads import PrototypeHead
-from skelpipe.models.vit import SkeletonViT, Tokens
+from skelpipe.models.vit import Tokens
 from skelpipe.optim import cosine
 from skelpipe.skeleton import Topology
 from skelpipe.stream.source import Batch
@@ -37,7 +38,7 @@ class Network(nn.Module):
 
     def __init__(self, recipe: SLiMRecipe, topology: Topology) -> None:
         super().__init__()
-        self.encoder = SkeletonViT(len(topology.joints), **recipe.encoder.model_dump())
+        self.encoder = build_encoder(recipe, topology)
         self.class_head = PrototypeHead(recipe.encoder.dim, **recipe.head.model_dump())
         self.patch_head = PrototypeHead(recipe.encoder.dim, **recipe.head.model_dump())
 

@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 
 from skelpipe import distributed
-from skelpipe.config import PCM3Recipe, Range, Recipe, Settings, SLiMRecipe
+from skelpipe.config import PCM3Recipe, Recipe, SLiMRecipe
 from skelpipe.errors import UserError
-from skelpipe.methods import Method
-from skelpipe.methods.slim import SLiM
+from skelpipe.models.encoder import Encoder
 from skelpipe.models.gru import SkeletonGRU
 from skelpipe.models.vit import SkeletonViT, Tokens
+from skelpipe.protocols.settings import RandomView
 from skelpipe.random import uniform
 from skelpipe.skeleton import Topology
 from skelpipe.stream.source import Batch, Source
@@ -41,17 +41,6 @@ See = Callable[[Batch], tuple[Tensor, Tensor]]
 """Samples to rows of a view, shape (B, ...), and the sample of each row (B,)."""
 Encode = Callable[[Tensor], Tensor]
 """Rows of a view to features (B, D)."""
-
-
-class RandomView(Settings):
-    """MAMP's training view of its linear probe: a random crop, turned about all three axes.
-
-    ``shortest`` is MAMP's clamp of the crop to 64 frames; ``rotation`` is in radians.
-    """
-
-    ratio: Range = (0.5, 1.0)
-    shortest: int = 64
-    rotation: float = 0.3
 
 
 def token_features(encoder: SkeletonViT, kind: Kind) -> Encode:
@@ -87,26 +76,21 @@ def default_kind(recipe: Recipe) -> Kind:
     return "patch" if isinstance(recipe, SLiMRecipe) else "last"
 
 
-def encoders(method: Method, kind: Kind) -> dict[str, Encode]:
-    """Student and teacher as makers of features; the first is the headline (S28).
+def encode_by(encoder: Encoder, kind: Kind) -> Encode:
+    """An encoder as a maker of features.
 
     Raises:
-        UserError: Features that the method does not have.
+        UserError: Features that it does not have.
     """
-    if isinstance(method, SLiM) == (kind == "last"):
+    transformer = isinstance(encoder, SkeletonViT)
+    if transformer == (kind == "last"):
         raise UserError(
-            f"method {method.recipe.method} has no features '{kind}'",
+            f"a {'transformer' if transformer else 'GRU'} has no features '{kind}'",
             remedy="leave out --features",
         )
-    if isinstance(method, SLiM):
-        return {
-            "student": token_features(method.student.encoder, kind),
-            "teacher": token_features(method.teacher.encoder, kind),
-        }
-    found = {"student": last_frame(method.student.encoder)}
-    if method.recipe.loss.positives:  # else no key was ever made
-        found["teacher"] = last_frame(method.teacher.encoder)
-    return found
+    if isinstance(encoder, SkeletonViT):
+        return token_features(encoder, kind)
+    return last_frame(encoder)
 
 
 def viewer(

@@ -24,15 +24,16 @@ from skelpipe.errors import UserError
 from skelpipe.protocols.evaluate import (
     Evaluation,
     accuracy,
-    load_protocol,
     part_name,
     result_name,
 )
 from skelpipe.protocols.features import Kind
 from skelpipe.protocols.scores import Scores, read_scores
+from skelpipe.protocols.settings import load_protocol
 
 Record = dict[str, Any]
 _SAME = ("dataset", "split", "part", "classes")
+_SCORES = "scores.parquet"
 _SHOWN = 5
 """Keys that an error names."""
 
@@ -114,7 +115,7 @@ def fuse(runs: Sequence[Run], wanted: Wanted, weights: Sequence[float] = ()) -> 
                 "recipe": run.recipe.name,
                 "seed": run.data["seed"],
                 **{key: record[key] for key in ("checkpoint", "features", "data_digest")},
-                "scores_sha256": record["scores_sha256"],
+                "scores_sha256": record["files"][_SCORES],
                 "weight": weight,
                 "accuracy": record["results"][0]["accuracy"],
             }
@@ -128,7 +129,7 @@ def fuse(runs: Sequence[Run], wanted: Wanted, weights: Sequence[float] = ()) -> 
         ],
         "versions": {name: version(name) for name in ("skelpipe", "torch", "pyarrow")},
     }
-    return Evaluation(record, None)
+    return Evaluation(record)
 
 
 def _weights(runs: Sequence[Run], weights: Sequence[float]) -> list[float]:
@@ -173,11 +174,11 @@ def _stored(run: Run, wanted: Wanted, like: Record | None) -> tuple[Record, Scor
                 found=f"{key} {record.get(key)}",
                 remedy=remedy,
             )
-    if not record.get("scores_sha256"):
+    if _SCORES not in record.get("files", {}):
         raise UserError(what, file=file, found="a record without scores", remedy=remedy)
     scores = read_scores(
-        file.with_suffix(".scores.parquet"),
-        sha256=record["scores_sha256"],
+        file.with_suffix(f".{_SCORES}"),
+        sha256=record["files"][_SCORES],
         classes=len(record["classes"]),
         remedy=remedy,
     )

@@ -7,6 +7,25 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from skelpipe.errors import UserError
+from skelpipe.protocols.question import Answer, Question, labels
+from skelpipe.protocols.settings import Knn
+
+
+def answer(protocol: Knn, question: Question) -> list[Answer]:
+    """Retrieval by every network of a question."""
+    check_gallery(protocol.k, len(question.train))
+    networks = question.networks()
+    queries, galleries = (
+        question.centre_features(source, networks, protocol.centre)
+        for source in (question.test, question.train)
+    )
+    label_G, classes = labels(question.train), question.classes
+    found = []
+    for name, query, gallery in zip(networks, queries, galleries, strict=True):
+        neighbours = nearest(query, gallery, protocol.k)
+        score_NC = class_scores(query, gallery, label_G, classes, protocol.k)
+        found.append(Answer(name, [score_NC], [predict(label_G[neighbours], classes)]))
+    return found
 
 
 def check_gallery(k: int, samples: int) -> None:

@@ -8,21 +8,70 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from skelpipe.optim import cosine
+from skelpipe.protocols.features import Encode
+from skelpipe.protocols.question import Answer, Question, labels
+from skelpipe.protocols.settings import Linear, Probe, Schedule
 from skelpipe.random import fold
 from skelpipe.stream.order import permutation
 
-Schedule = Literal["cosine", "steps"]
+
+def answer(protocol: Linear, question: Question) -> list[Answer]:
+    """Linear evaluation of every network of a question."""
+    networks = question.networks()
+    test = question.centre_features(question.test, networks, protocol.centre)
+    probes = fit(
+        _epochs(protocol, question, networks),
+        labels(question.train),
+        test,
+        labels(question.test),
+        classes=question.classes,
+        epochs=protocol.epochs,
+        batch=protocol.batch,
+        lr=protocol.lr,
+        momentum=protocol.momentum,
+        weight_decay=protocol.weight_decay,
+        norm=protocol.norm,
+        schedule=protocol.schedule,
+        drops=protocol.drops,
+        seed=question.seed,
+        report=lambda epoch: question.report(epoch, protocol.epochs),
+    )
+    return [
+        Answer(name, [probe.score_NC], [probe.predicted_N], peer_convention(probe))
+        for name, probe in zip(networks, probes, strict=True)
+    ]
+
+
+def peer_convention(probe: Trained) -> dict[str, Any]:
+    """What a row says of the best epoch on the test part, which peers report."""
+    best = {"accuracy": 100 * probe.best, "epoch": probe.best_epoch}
+    return {"best_epoch_peer_convention": best}
+
+
+def _epochs(
+    protocol: Probe, question: Question, networks: dict[str, Encode]
+) -> Iterator[list[Tensor]]:
+    """Training features of each epoch: of fresh random views, or of one fixed crop, once."""
+    source = question.train
+    row_N = torch.as_tensor(source.table["row"].to_numpy().copy())
+    if protocol.train_view == "centre":
+        features = question.centre_features(source, networks, protocol.centre)
+        while True:
+            yield features
+    for epoch in range(protocol.epochs):
+        key_N = fold(question.seed, epoch, row_N)
+        yield question.random_features(source, networks, protocol.random, key_N)
 
 
 @dataclass(frozen=True)
-class Probe:
+class Trained:
     """A trained classifier's answers.
 
     Attributes:
@@ -74,7 +123,7 @@ def fit(
     drops: Sequence[int],
     seed: int,
     report: Callable[[int], None] = lambda epoch: None,
-) -> list[Probe]:
+) -> list[Trained]:
     """Train one classifier for each set of features, by SGD.
 
     The last incomplete batch of an epoch is dropped, as MAMP does, unless it is the only one. What
@@ -133,6 +182,6 @@ def fit(
             best[number] = max(best[number], (accuracy, -(epoch + 1)))
         report(epoch + 1)
     return [
-        Probe(score_NC, score_NC.argmax(1), accuracy, -epoch)
+        Trained(score_NC, score_NC.argmax(1), accuracy, -epoch)
         for score_NC, (accuracy, epoch) in zip(scores, best, strict=True)
     ]

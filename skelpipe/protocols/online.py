@@ -11,8 +11,10 @@ from skelpipe.checkpoint import Run
 from skelpipe.errors import UserError
 from skelpipe.methods import Method
 from skelpipe.protocols import knn
-from skelpipe.protocols.evaluate import Knn, accuracy, labels, load_protocol
-from skelpipe.protocols.features import default_kind, encoders, extract, viewer
+from skelpipe.protocols.evaluate import accuracy
+from skelpipe.protocols.features import default_kind, encode_by, extract, viewer
+from skelpipe.protocols.question import labels
+from skelpipe.protocols.settings import Knn, load_protocol
 from skelpipe.shards.card import read_card
 from skelpipe.stream.source import open_source, select
 
@@ -51,7 +53,7 @@ def online_knn(run: Run, data: Path, device: torch.device) -> Callable[[Method],
     def validate(method: Method) -> dict[str, float]:
         training = method.training
         method.eval()
-        student = encoders(method, default_kind(recipe))["student"]
+        student = encode_by(method.student.encoder, default_kind(recipe))
         query_ND, gallery_GD = (extract(source, [student], see)[0] for source in (query, gallery))
         method.train(training)
         label_G = labels(gallery)

@@ -15,8 +15,9 @@ from skelpipe.checkpoint import Run, complete_checkpoints, read_json
 from skelpipe.config import SLiMRecipe
 from skelpipe.methods import build_method
 from skelpipe.methods.slim import SLiM, chance_loss
-from skelpipe.protocols.evaluate import load_protocol, load_student
-from skelpipe.protocols.features import default_kind, encoders, extract, viewer
+from skelpipe.protocols.features import default_kind, encode_by, extract, viewer
+from skelpipe.protocols.question import load_encoder
+from skelpipe.protocols.settings import load_protocol
 from skelpipe.random import fold
 from skelpipe.report.html import facts, picture, table, warnings, write_html
 from skelpipe.report.plots import (
@@ -202,7 +203,7 @@ def _features(run: Run, data: Path, device: torch.device) -> Figure:
     card = read_card(data)
     source = open_source(data, select(data, "test"), device, run.recipe.train.source)
     recipe, protocol = run.recipe, load_protocol("knn")
-    student = encoders(load_student(run, card, device), default_kind(recipe))["student"]
+    student = encode_by(load_encoder(run, card.topology).to(device).eval(), default_kind(recipe))
     see = viewer(recipe, card.topology, protocol.centre)
     (features_ND,) = extract(source, [student], see)
     labels_N = np.asarray(source.table["label"].to_numpy(), dtype=np.int64)

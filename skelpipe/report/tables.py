@@ -129,7 +129,7 @@ def _floors(record: Record, group: Sequence[Record]) -> dict[str, Record]:
 
 def settings_line(protocol: Record) -> str:
     """A protocol's settings as one line, such as "k 1, centre 0.95"."""
-    hidden = {"kind", "name", "title"}
+    hidden = {"kind", "name", "title", "task"}
     if protocol.get("train_view") == "centre":
         hidden.add("random")  # settings of a view that is not drawn
     if protocol.get("schedule") == "cosine":

@@ -8,13 +8,8 @@ import pytest
 from builders import CPU, tiny_recipe, write_set
 
 from skelpipe.errors import UserError
-from skelpipe.protocols.evaluate import (
-    PROTOCOLS,
-    Evaluation,
-    evaluate,
-    load_protocol,
-    write_result,
-)
+from skelpipe.protocols.evaluate import Evaluation, evaluate, write_result
+from skelpipe.protocols.settings import PROTOCOLS, load_protocol
 from skelpipe.train import start_run, train
 
 QUICK = ("epochs=3", "batch=4", "random.shortest=4")
@@ -60,7 +55,7 @@ def test_a_result_of_other_data_is_kept(tmp_path: Path) -> None:
     def found(split: str, accuracy: float) -> Evaluation:
         record = {"protocol": {"name": "knn"}, "subject": "run", "features": "last", "part": "test"}
         record |= {"dataset": "ntu60", "split": split, "accuracy": accuracy}
-        return Evaluation(record, f"{split} {accuracy}".encode())
+        return Evaluation(record, {"scores.parquet": f"{split} {accuracy}".encode()})
 
     def standing() -> dict[str, tuple[float, bytes]]:
         results = tmp_path / "results"

@@ -12,13 +12,13 @@ from torch import Tensor
 from skelpipe.models.vit import SkeletonViT
 from skelpipe.protocols.features import (
     Kind,
-    RandomView,
     extract,
     mean_over_bodies,
     raw_features,
     token_features,
     view,
 )
+from skelpipe.protocols.settings import RandomView
 from skelpipe.random import fold
 from skelpipe.stream.source import Mapped, Resident, select
 

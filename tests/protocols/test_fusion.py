@@ -16,9 +16,10 @@ from builders import CPU, tiny_recipe, write_set
 
 from skelpipe.checkpoint import Run, read_json, read_run, write_json
 from skelpipe.errors import UserError
-from skelpipe.protocols.evaluate import Evaluation, evaluate, load_protocol, write_result
+from skelpipe.protocols.evaluate import Evaluation, evaluate, write_result
 from skelpipe.protocols.fusion import Wanted, fuse
 from skelpipe.protocols.scores import digest, pack_scores, read_scores
+from skelpipe.protocols.settings import load_protocol
 from skelpipe.report.page import write_page
 from skelpipe.report.tables import comparable, read_results, result_tables
 from skelpipe.train import start_run, train
@@ -80,7 +81,7 @@ def test_a_fusion_is_the_weighted_sum(made: Streams, name: str, weights: tuple[f
     for run, stream in zip(runs, record["streams"], strict=True):
         own = read_json(run.folder / "results" / f"{name}.json")
         assert stream["accuracy"] == own["results"][0]["accuracy"]
-        assert stream["scores_sha256"] == own["scores_sha256"]
+        assert stream["scores_sha256"] == own["files"]["scores.parquet"]
     if weights == (0.0, 0.0, 2.0):
         assert record["results"][0]["accuracy"] == record["streams"][2]["accuracy"]
     assert json.loads(json.dumps(record)) == record
@@ -120,7 +121,7 @@ def rewrite(run: Run, name: str, change: Callable[..., tuple[list[str], Any, Any
     score_NC = torch.tensor(table["score"].to_pylist())
     file.write_bytes(pack_scores(*change(table["key"].to_pylist(), label_N, score_NC)))
     record = file.parent / f"{name}.json"
-    write_json(record, read_json(record) | {"scores_sha256": digest(file.read_bytes())})
+    write_json(record, read_json(record) | {"files": {"scores.parquet": digest(file.read_bytes())}})
 
 
 def refusal(runs: list[Run], wanted: Wanted, weights: tuple[float, ...] = ()) -> str:
@@ -215,7 +216,7 @@ def test_the_command_that_is_named_mends_it(streams: Streams) -> None:
     # Scores of an older checkpoint, and a record from before there were scores.
     file = runs[0].folder / "results" / "knn.json"
     plain = read_json(file)
-    for change in ({"checkpoint": "2"}, {"scores_sha256": None}):
+    for change in ({"checkpoint": "2"}, {"files": {}}):
         write_json(file, plain | change)
         follow(refusal(runs, Wanted("knn")))
         assert read_json(file) == plain
@@ -266,7 +267,7 @@ def test_other_readers_take_a_fusion_for_what_it_is(streams: Streams) -> None:
     ]
     found = fuse(runs, Wanted("linear"))
     changes = {"part": "validation subjects [1]", "features": "both"}
-    other = Evaluation(found.record | changes, None)
+    other = Evaluation(found.record | changes)
     assert write_result(runs[0].folder, other).name == "fused-linear-both-val.json"
     write_page(runs[0], runs[0].folder / "page.html", title="A run")
     text = (runs[0].folder / "page.html").read_text()

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from skelpipe.errors import UserError
-from skelpipe.protocols.evaluate import Linear, load_protocol
 from skelpipe.protocols.linear import Classifier, Probe, fit
+from skelpipe.protocols.settings import Linear, load_protocol
 from skelpipe.random import fold
 from skelpipe.stream.order import permutation
 

@@ -9,8 +9,9 @@ from builders import CPU, tiny_recipe, write_set
 from skelpipe.checkpoint import Run
 from skelpipe.errors import UserError
 from skelpipe.methods.slim import SLiM
-from skelpipe.protocols.evaluate import evaluate, load_protocol
+from skelpipe.protocols.evaluate import evaluate
 from skelpipe.protocols.online import online_knn
+from skelpipe.protocols.settings import load_protocol
 from skelpipe.shards.index import INDEX
 from skelpipe.train import read_metrics, start_run, train
 

@@ -10,8 +10,8 @@ import pytest
 
 from skelpipe.config import load_recipe
 from skelpipe.errors import UserError
-from skelpipe.protocols.evaluate import load_protocol
 from skelpipe.protocols.features import default_kind
+from skelpipe.protocols.settings import load_protocol
 from skelpipe.report.ablation_page import as_markdown, grids, write_report
 from skelpipe.report.ablations import (
     Ablations,

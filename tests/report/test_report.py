@@ -13,7 +13,8 @@ from builders import CPU, KINECT, batch_of, recording, tiny_recipe, write_set
 
 from skelpipe.checkpoint import Run
 from skelpipe.methods.slim import SLiM
-from skelpipe.protocols.evaluate import PROTOCOLS, evaluate, load_protocol, write_result
+from skelpipe.protocols.evaluate import evaluate, write_result
+from skelpipe.protocols.settings import PROTOCOLS, load_protocol
 from skelpipe.report.page import _SHORT, write_page
 from skelpipe.report.plots import (
     confusion_figure,

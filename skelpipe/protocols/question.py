@@ -1,0 +1,210 @@
+"""What a protocol is asked: an encoder, on a training part and a test part of a prepared set."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from skelpipe.checkpoint import (
+    Run,
+    check_recipe,
+    has_network,
+    load_network,
+    read_json,
+)
+from skelpipe.config import PCM3Recipe, Recipe
+from skelpipe.errors import UserError
+from skelpipe.methods import build_method
+from skelpipe.models.encoder import Encoder, build_encoder
+from skelpipe.protocols.features import (
+    Encode,
+    Kind,
+    encode_by,
+    extract,
+    raw_features,
+    viewer,
+)
+from skelpipe.protocols.settings import RandomView
+from skelpipe.shards.card import Card
+from skelpipe.skeleton import Topology
+from skelpipe.stream.source import Source
+
+Subject = Literal["run", "random-init", "raw"]
+
+
+@dataclass(frozen=True)
+class Question:
+    """A subject on a prepared set.
+
+    Attributes:
+        subject: "run": the run's student and teacher; "random-init": an encoder with initial
+            weights; "raw": the plain resampled skeleton.
+        recipe: Gives the encoder's shape and its view.
+        run: For subject "run".
+        kind: What stands for a sample.
+        folder: The prepared set.
+        card: Its card; of its skeleton that part which the encoder knows.
+        train, test: What is learned from, and what is asked.
+        seed: Of initial weights and of all that is trained by labels.
+        device: Where everything computes.
+        report: Called with what is done and what there is to do in all.
+    """
+
+    subject: Subject
+    recipe: Recipe
+    run: Run | None
+    kind: Kind
+    folder: Path
+    card: Card
+    train: Source
+    test: Source
+    seed: int
+    device: torch.device
+    report: Callable[[int, int], None] = lambda done, total: None
+
+    @property
+    def topology(self) -> Topology:
+        return self.card.topology
+
+    @property
+    def classes(self) -> int:
+        return len(self.card.classes)
+
+    def encoder(self) -> Encoder:
+        """The encoder itself, to be trained further: the run's student, or an untrained one."""
+        if self.subject == "raw":
+            raise UserError(
+                "the raw skeleton has no encoder to train", remedy="leave out --raw-features"
+            )
+        if self.subject == "random-init":
+            return untrained_encoder(self.recipe, self.topology, self.seed).to(self.device)
+        assert self.run is not None
+        return load_encoder(self.run, self.topology).to(self.device)
+
+    def networks(self) -> dict[str, Encode]:
+        """What makes features, by name; the first is the headline (S28: the student)."""
+        if self.subject == "raw":
+            return {"raw skeleton": raw_features}
+        if self.subject == "random-init":
+            return {"untrained encoder": encode_by(self.encoder().eval(), self.kind)}
+        assert self.run is not None
+        names = ["student", *(["teacher"] if _has_teacher(self.run) else [])]
+        return {
+            name: encode_by(
+                load_encoder(self.run, self.topology, name).to(self.device).eval(), self.kind
+            )
+            for name in names
+        }
+
+    def centre_features(
+        self, source: Source, networks: dict[str, Encode], centre: float
+    ) -> list[Tensor]:
+        """Each network's features of the centre crop, shape (N, D).
+
+        Raises:
+            UserError: Some are not finite; their samples are named.
+        """
+        see = viewer(self.recipe, self.topology, centre)
+        found = extract(source, list(networks.values()), see)
+        check_finite(found, source)
+        return found
+
+    def random_features(
+        self, source: Source, networks: dict[str, Encode], random: RandomView, key_N: Tensor
+    ) -> list[Tensor]:
+        """Each network's features of a random view, by the samples' keys."""
+        see = viewer(self.recipe, self.topology, 1.0, random)
+        found = extract(source, list(networks.values()), see, key_N=key_N)
+        check_finite(found, source)
+        return found
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a network answers on N samples, by each training of whatever is trained by labels.
+
+    Attributes:
+        network: Its name.
+        scores: Of each training, shape (N, classes).
+        predicted: Of each training, shape (N,): the class of the largest score, or by a rule of the
+            protocol's own among equal ones.
+        more: What its row of the record has beside the accuracy.
+    """
+
+    network: str
+    scores: Sequence[Tensor]
+    predicted: Sequence[Tensor]
+    more: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a task found.
+
+    Attributes:
+        rows: The record's "results", the headline first.
+        record: What else the record has.
+        files: Stored beside the record, by what their names end with: "scores.parquet".
+    """
+
+    rows: list[dict[str, Any]]
+    record: dict[str, Any] = field(default_factory=dict)
+    files: dict[str, bytes] = field(default_factory=dict)
+
+
+def load_encoder(run: Run, topology: Topology, network: str = "student") -> Encoder:
+    """An encoder of a run's newest complete checkpoint, on the CPU.
+
+    Raises:
+        UserError: The topology has another number of joints than the run's; a damaged checkpoint.
+    """
+    joints = len(topology.joints)
+    if run.data.get("joints", joints) != joints:
+        raise UserError(
+            "the set has another skeleton than the run was trained on",
+            found=f"{joints} joints ({topology.name})",
+            expected=f"{run.data['joints']} joints",
+            remedy="evaluate on a set of the run's own skeleton",
+        )
+    checkpoint = run.checkpoint()
+    check_recipe(read_json(checkpoint / "state.json"), run.recipe)
+    encoder = build_encoder(run.recipe, topology)
+    load_network(checkpoint, network, encoder, part="encoder.")
+    return encoder
+
+
+def untrained_encoder(recipe: Recipe, topology: Topology, seed: int) -> Encoder:
+    """The encoder that a run of this seed starts from."""
+    return build_method(recipe, topology, seed).student.encoder
+
+
+def _has_teacher(run: Run) -> bool:
+    """Whether the run's teacher was ever moved: PCM3's is for its contrast alone."""
+    recipe = run.recipe
+    moved = not isinstance(recipe, PCM3Recipe) or bool(recipe.loss.positives)
+    return moved and has_network(run.checkpoint(), "teacher")
+
+
+def check_finite(features: list[Tensor], source: Source) -> None:
+    """Raise a UserError that names the samples whose features are not finite."""
+    for feature_ND in features:
+        wrong = (~feature_ND.isfinite().all(1)).nonzero()[:, 0].tolist()
+        if wrong:
+            keys = [source.table["key"][place].as_py() for place in wrong[:5]]
+            raise UserError(
+                f"{len(wrong)} samples have features that are not finite",
+                found=", ".join(keys),
+                remedy="the run diverged, or these samples hold no body in the view",
+            )
+
+
+def labels(source: Source) -> Tensor:
+    """Classes of a source's samples, shape (N,), on its device."""
+    return torch.as_tensor(source.table["label"].to_numpy().copy(), dtype=torch.int64).to(
+        source.device
+    )
