@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,7 +10,7 @@ import typer
 from skelpipe.errors import UserError
 
 from .console import console, show_warning
-from .options import choose_device, newest_set, runs_root, set_folder, subject_numbers
+from .options import Features, choose_device, newest_set, runs_root, set_folder, subject_numbers
 from .tables import show_table
 
 if TYPE_CHECKING:
@@ -20,14 +19,6 @@ if TYPE_CHECKING:
 
 _PATIENCE = 600.0
 """Seconds that a rank waits for another within a protocol."""
-
-
-class Features(StrEnum):
-    """What stands for a sample."""
-
-    patch = "patch"
-    class_ = "class"
-    both = "both"
 
 
 def evaluate(

@@ -14,7 +14,9 @@ from skelpipe.errors import UserError
 from .bench import bench
 from .console import console, errors, show_error
 from .demo import demo
+from .embed import embed
 from .evaluate import evaluate
+from .export import export
 from .import_ import import_
 from .info import info
 from .new_dataset import new_dataset
@@ -36,7 +38,7 @@ app = typer.Typer(
 )
 COMMANDS = (
     synth, new_dataset, prepare, info, show, verify, pretrain, new_job, import_, evaluate, table,
-    demo, bench,
+    embed, export, demo, bench,
 )  # fmt: skip
 for command in COMMANDS:
     app.command(command.__name__.strip("_").replace("_", "-"))(command)

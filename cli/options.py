@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,21 @@ if TYPE_CHECKING:
 
 REQUEUE = 75
 """Exit code after a signal or Ctrl-C (EX_TEMPFAIL): what is done is kept, and can be continued."""
+
+
+class Features(StrEnum):
+    """What stands for a sample."""
+
+    patch = "patch"
+    class_ = "class"
+    both = "both"
+
+
+class NetworkName(StrEnum):
+    """Of a run."""
+
+    student = "student"
+    teacher = "teacher"
 
 
 def shards_root() -> Path:

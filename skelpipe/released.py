@@ -87,6 +87,7 @@ def import_pcm3(file: Path, out: Path, stream: Stream = "joint") -> Run:
         "split": None,
         "data_digest": None,
         "joints": len(method.topology.joints),
+        "topology": method.topology.model_dump(mode="json"),
         "card_digest": None,
         "warnings": [],
         "val_subjects": [],

@@ -5,7 +5,7 @@ Letters: N samples, B bodies, T frames of the view, J joints, S temporal tokens,
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Literal
 
@@ -41,6 +41,9 @@ See = Callable[[Batch], tuple[Tensor, Tensor]]
 """Samples to rows of a view, shape (B, ...), and the sample of each row (B,)."""
 Encode = Callable[[Tensor], Tensor]
 """Rows of a view to features (B, D)."""
+
+CENTRE = 0.95
+"""Share of a recording in its centre crop: the test view of MAMP and PCM3."""
 
 
 def token_features(encoder: SkeletonViT, kind: Kind) -> Encode:
@@ -183,6 +186,12 @@ def mean_over_bodies(features_BD: Tensor, sample_B: Tensor, samples: int) -> Ten
     return total / torch.bincount(sample_B, minlength=samples)[:, None]
 
 
+def features_of(batch: Batch, encode: Sequence[Encode], see: See) -> list[Tensor]:
+    """Features of a batch by each encoder, shape (N, D), float32; the view is made once for all."""
+    x, sample_B = see(batch)
+    return [mean_over_bodies(function(x).float(), sample_B, len(batch)) for function in encode]
+
+
 @torch.no_grad()
 def extract(
     source: Source,
@@ -210,9 +219,8 @@ def extract(
     for begin in range(first, last, chunk):
         places = torch.arange(begin, min(begin + chunk, last))
         batch = source.take(places, None if key_N is None else key_N[places])
-        x, sample_B = see(batch)
-        for part, function in zip(parts, encode, strict=True):
-            part.append(mean_over_bodies(function(x).float(), sample_B, len(batch)))
+        for part, feature_ND in zip(parts, features_of(batch, encode, see), strict=True):
+            part.append(feature_ND)
     return [_of_all_ranks(part, source.device) for part in parts]
 
 

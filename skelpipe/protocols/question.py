@@ -35,6 +35,7 @@ from skelpipe.skeleton import Topology
 from skelpipe.stream.source import Source
 
 Subject = Literal["run", "random-init", "raw"]
+Network = Literal["student", "teacher"]
 
 
 @dataclass(frozen=True)
@@ -161,7 +162,8 @@ def load_encoder(run: Run, topology: Topology, network: str = "student") -> Enco
     """An encoder of a run's newest complete checkpoint, on the CPU.
 
     Raises:
-        UserError: The topology has another number of joints than the run's; a damaged checkpoint.
+        UserError: The topology has another number of joints than the run's; a teacher that the run
+            never moved; a damaged checkpoint.
     """
     joints = len(topology.joints)
     if run.data.get("joints", joints) != joints:
@@ -172,6 +174,10 @@ def load_encoder(run: Run, topology: Topology, network: str = "student") -> Enco
             remedy="evaluate on a set of the run's own skeleton",
         )
     checkpoint = run.checkpoint()
+    if network == "teacher" and not _has_teacher(run):
+        raise UserError(
+            "the run has no teacher", file=run.folder, remedy="--network student, or leave it out"
+        )
     check_recipe(read_json(checkpoint / "state.json"), run.recipe)
     encoder = build_encoder(run.recipe, topology)
     load_network(checkpoint, network, encoder, part="encoder.")
@@ -190,12 +196,15 @@ def _has_teacher(run: Run) -> bool:
     return moved and has_network(run.checkpoint(), "teacher")
 
 
-def check_finite(features: list[Tensor], source: Source) -> None:
-    """Raise a UserError that names the samples whose features are not finite."""
+def check_finite(features: list[Tensor], source: Source, first: int = 0) -> None:
+    """Raise a UserError that names the samples whose features are not finite.
+
+    Features are those of all samples of the source, or of a block of them from ``first`` on.
+    """
     for feature_ND in features:
         wrong = (~feature_ND.isfinite().all(1)).nonzero()[:, 0].tolist()
         if wrong:
-            keys = [source.table["key"][place].as_py() for place in wrong[:5]]
+            keys = [source.table["key"][first + place].as_py() for place in wrong[:5]]
             raise UserError(
                 f"{len(wrong)} samples have features that are not finite",
                 found=", ".join(keys),

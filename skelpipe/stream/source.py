@@ -26,6 +26,7 @@ from skelpipe.stream.payloads import Files, Payloads
 from skelpipe.stream.remote import Served, url_of
 
 Part = Literal["train", "test"]
+Parts = Part | Literal["all"]
 
 _AT_ONCE = 256  # samples
 
@@ -73,13 +74,13 @@ class Source(Protocol):
 
 
 def select(
-    folder: Path, part: Part, *, subjects: Sequence[int] = (), without: Sequence[int] = ()
+    folder: Path, part: Parts, *, subjects: Sequence[int] = (), without: Sequence[int] = ()
 ) -> pa.Table:
-    """The index rows of a part, in key order, with a column ``row``: the place in the whole index.
+    """Index rows of a part or of all, in key order; a column ``row``: the place in the whole index.
 
     Args:
         folder: A prepared set.
-        part: "train" or "test".
+        part: "train", "test" or "all".
         subjects: Only these subjects; all of them where empty.
         without: Not these subjects.
 
@@ -88,12 +89,15 @@ def select(
     """
     table = read_index(folder)
     table = table.append_column("row", pa.array(np.arange(len(table), dtype=np.int64)))
-    table = table.filter(pc.equal(table["part"], part))
+    where = "the set"
+    if part != "all":
+        where = f"the {part} part"
+        table = table.filter(pc.equal(table["part"], part))
     known = set(table["subject"].to_pylist())
     strangers = sorted((set(subjects) | set(without)) - known)
     if strangers:
         raise UserError(
-            f"subject {strangers[0]} is not in the {part} part",
+            f"subject {strangers[0]} is not in {where}",
             file=folder,
             expected=f"some of {sorted(known)}",
         )
@@ -102,7 +106,7 @@ def select(
     if without:
         table = table.filter(pc.invert(pc.is_in(table["subject"], pa.array(without, pa.int32()))))
     if not len(table):
-        raise UserError(f"no sample is left in the {part} part", file=folder)
+        raise UserError(f"no sample is left in {where}", file=folder)
     return table.sort_by("key")
 
 
