@@ -26,7 +26,7 @@ class PartName(StrEnum):
 
 
 def embed(
-    run: Annotated[Path, typer.Argument(help="Run folder.")],
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.")],
     data: Annotated[
         Path, typer.Argument(parser=set_folder, metavar="DIR|URL", help="Prepared set.")
     ],

@@ -26,7 +26,7 @@ class FormName(StrEnum):
 
 
 def export(
-    run: Annotated[Path, typer.Argument(help="Run folder.")],
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.")],
     to: Annotated[
         FormName,
         typer.Option(help="onnx: the graph, for any runtime; safetensors: for load_encoder."),

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from skelpipe.api.dense import unpad
@@ -206,7 +206,7 @@ def _topology_of(run: Run) -> Topology:
 def save_encoder(encoder: FeatureEncoder, file: Path) -> None:
     """Write an encoder's tensors as safetensors, with all that `load_encoder` needs as metadata."""
     tensors = {name: tensor.contiguous() for name, tensor in encoder.encoder.state_dict().items()}
-    save_file(tensors, file, metadata(encoder))
+    file.write_bytes(save(tensors, metadata(encoder)))
 
 
 def metadata(encoder: FeatureEncoder) -> dict[str, str]:
