@@ -1,11 +1,12 @@
 """An encoder as a file that other programmes run, held against the encoder on real samples.
 
 "safetensors" are its tensors, for `skelpipe.load_encoder`. "onnx" is the graph from rows of the
-view to their features: the input is "coordinates" (batch, T, J, 3) of a body in metres (SLiM: a
-sample's features are the mean over its bodies), or "channels" (batch, T, C) of all bodies (PCM3);
-the output is "features" (batch, D). Any batch will do; T is that of the recipe's view. The view is
-made before, as `PreparedSet.batches` does with ``frames`` and ``centre``. Metadata is the same in
-both.
+view to their features, "features" (batch, D), of any batch; T is that of the recipe's view.
+
+SLiM takes "coordinates" (batch, T, J, 3) of a body in metres; a sample's features are the mean over
+its bodies. `PreparedSet.batches` with ``frames`` and ``centre`` makes them. PCM3 takes "channels"
+(batch, T, C) of all bodies, of joints, bones or motion as `views.modality.channels` has them: joint
+by joint, in it x, y, z, in them the body. Metadata is the same in both files.
 """
 
 from __future__ import annotations
