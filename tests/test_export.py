@@ -23,7 +23,7 @@ from skelpipe.protocols.features import Kind
 from skelpipe.stream.source import Batch, Resident, select
 
 RECIPES = {
-    "slim": tiny_recipe("encoder.layers=2"),
+    "slim": tiny_recipe(),
     "pcm3": tiny_pcm3_recipe(),
     "pcm3-both": tiny_pcm3_recipe("encoder.direction=both"),
 }

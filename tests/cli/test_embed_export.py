@@ -81,7 +81,8 @@ def test_an_imported_run_is_compared_on_a_set_of_its_pipeline(
     found = write_run(tmp_path / "run", tiny_pcm3_recipe(), data)
     imported = {**read_json(found.folder / "data.json"), "folder": None, "imported": {}}
     write_json(found.folder / "data.json", imported)
-    words = ("export", found.folder, "--to", "onnx", "--out", tmp_path / "encoder.onnx")
+    out = tmp_path / "encoder.safetensors"
+    words = ("export", found.folder, "--to", "safetensors", "--out", out)
     with pytest.raises(UserError, match="no set prepared with pipeline 'agcn'"):
         run(*words)
     assert "of 18 samples" in run(*words, "--data", data)
