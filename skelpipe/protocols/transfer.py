@@ -16,7 +16,7 @@ from skelpipe.config import Recipe
 from skelpipe.errors import UserError
 from skelpipe.manifest import load_topology
 from skelpipe.protocols.settings import Protocol
-from skelpipe.shards.card import Card, find_sets, read_card
+from skelpipe.shards.card import Card, find_sets, made_from, read_card
 from skelpipe.skeleton import Topology
 
 _IDENTITY = ("dataset", "split", "data_digest")
@@ -130,8 +130,7 @@ def fit_skeleton(run: Run | None, card: Card, folder: Path) -> tuple[Topology, l
             file=folder,
             found=f"{own.up} up",
             expected=f"{known.up} up",
-            remedy=f"prepare it anew with `skelpipe prepare {card.dataset} --split {card.split} "
-            "--force`",
+            remedy=f"skelpipe prepare {made_from(card)} --split {card.split} --force",
         )
     if own.joints == known.joints:
         return known, None

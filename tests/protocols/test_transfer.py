@@ -13,9 +13,10 @@ import torch
 from builders import CPU, KINECT, Poses, mixed_samples, tiny_pcm3_recipe, tiny_recipe, write_set
 from torch import Tensor
 
-from skelpipe.checkpoint import Run, read_run
+from skelpipe.checkpoint import Run, read_run, save_checkpoint
 from skelpipe.config import Recipe
 from skelpipe.errors import UserError
+from skelpipe.methods import build_method
 from skelpipe.protocols.evaluate import ask, evaluate
 from skelpipe.protocols.question import Subject
 from skelpipe.protocols.settings import load_protocol
@@ -23,7 +24,7 @@ from skelpipe.protocols.transfer import check_named_set, fit_skeleton, trained_t
 from skelpipe.report.tables import comparable, result_table
 from skelpipe.shards.card import PipelineStamp, read_card
 from skelpipe.skeleton import Topology
-from skelpipe.train import start_run, train
+from skelpipe.train import start_run
 
 QUICK = ("epochs=2", "batch=4", "random.shortest=4")
 EXTRA = 4
@@ -82,8 +83,12 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         written(folder / pipeline / "twin", KINECT, other=False, **changes)
         written(folder / pipeline / "other", other_skeleton(), other=True, **changes)
     for name, recipe in RECIPES.items():
-        data = folder / recipe.pipeline / "toy"
-        train(start_run(folder / name, recipe, data, seed=1), data, device=CPU, stop_after=1)
+        run = start_run(folder / name, recipe, folder / recipe.pipeline / "toy", seed=1)
+        method = build_method(recipe, KINECT, seed=1)
+        for parameter in method.teacher.parameters():
+            parameter.data *= 0.9
+        state = {"recipe": recipe.model_dump(mode="json")}
+        save_checkpoint(run.folder, 1, method.student, method.teacher, None, state, keep=1)
     return folder
 
 
