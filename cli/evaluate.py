@@ -10,7 +10,15 @@ import typer
 from skelpipe.errors import UserError
 
 from .console import console, show_warning
-from .options import Features, choose_device, newest_set, runs_root, set_folder, subject_numbers
+from .options import (
+    Features,
+    choose_device,
+    newest_set,
+    runs_root,
+    set_folder,
+    shards_root,
+    subject_numbers,
+)
 from .tables import show_table
 
 if TYPE_CHECKING:
@@ -97,6 +105,7 @@ def evaluate(
     from skelpipe.protocols.evaluate import write_result
     from skelpipe.protocols.fusion import Wanted
     from skelpipe.protocols.settings import PROTOCOLS, load_protocol
+    from skelpipe.protocols.transfer import check_named_set
     from skelpipe.report.tables import comparable, read_results, result_table
     from skelpipe.shards.card import read_card
 
@@ -139,6 +148,7 @@ def evaluate(
             remedy="add --random-init or --raw-features, or leave out --recipe",
         )
     chosen = load_recipe(recipe) if recipe else found.recipe if found else load_recipe("slim")
+    check_named_set(settings, chosen, found, data, shards_root())
     folder = data
     if folder is None and found and "imported" not in found.data:
         folder = set_folder(found.data.get("url") or found.data["folder"])

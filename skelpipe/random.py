@@ -8,7 +8,9 @@ are the same bits on a CPU and a GPU.
 
 from __future__ import annotations
 
+import hashlib
 import zlib
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -39,6 +41,13 @@ def fold(*parts: int | Tensor) -> Tensor:
             part = part.to(torch.int64)
         key = _mix(key * _MULTIPLY_2 + part + _GOLDEN)
     return key
+
+
+def named(names: Sequence[str]) -> Tensor:
+    """A 64-bit word of each name, shape (N,), int64: of its sha256, thus the same everywhere."""
+    digests = (hashlib.sha256(name.encode()).digest()[:8] for name in names)
+    words = [int.from_bytes(digest, "little", signed=True) for digest in digests]
+    return torch.tensor(words, dtype=torch.int64)
 
 
 def bits(key: Tensor, name: str, count: int, first: int = 0) -> Tensor:

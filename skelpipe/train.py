@@ -71,7 +71,9 @@ def start_run(
         "split": card.split,
         "data_digest": card.data_digest,
         "joints": len(card.topology.joints),
-        "topology": card.topology.model_dump(mode="json"),
+        **card.model_dump(
+            mode="json", include={"topology", "fps", "metric", "precision", "pipeline"}
+        ),
         "card_digest": card.digest,
         "warnings": list(card.warnings),
         "val_subjects": list(val_subjects),

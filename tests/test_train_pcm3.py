@@ -161,7 +161,11 @@ def test_initial_weights_depend_on_the_seed_alone(data: Path) -> None:
 
 
 def test_a_set_of_another_skeleton_is_refused(data: Path, whole: Run) -> None:
-    other = Run(whole.folder, whole.recipe, {**whole.data, "joints": 5})
-    with pytest.raises(UserError, match="another skeleton than the run was trained on") as error:
-        load_encoder(other, read_card(data).topology)
-    assert "25 joints (kinect_v2)" in str(error.value)
+    topology = read_card(data).topology
+    older = {key: value for key, value in whole.data.items() if key != "topology"} | {"joints": 5}
+    turned = topology.model_copy(update={"joints": topology.joints[::-1]})
+    for known, given in ((older, topology), (whole.data, turned)):
+        run = Run(whole.folder, whole.recipe, known)
+        with pytest.raises(UserError, match="another skeleton than the run was") as error:
+            load_encoder(run, given)
+        assert "25 joints (kinect_v2)" in str(error.value)

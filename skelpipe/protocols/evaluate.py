@@ -15,12 +15,19 @@ from torch import Tensor
 from skelpipe.checkpoint import Run, read_json, write_json
 from skelpipe.config import Recipe
 from skelpipe.files import write_whole
-from skelpipe.protocols import knn, linear
+from skelpipe.protocols import knn, linear, occlusion
 from skelpipe.protocols.features import Kind, default_kind
 from skelpipe.protocols.question import Answer, Found, Question, Subject, labels
 from skelpipe.protocols.scores import digest, pack_scores
-from skelpipe.protocols.settings import Knn, Linear, Protocol
-from skelpipe.shards.card import read_fitting_card
+from skelpipe.protocols.settings import Knn, Linear, Occlusion, Protocol
+from skelpipe.protocols.transfer import (
+    check_other_set,
+    fit_skeleton,
+    is_transfer,
+    transfer_readings,
+    transfer_record,
+)
+from skelpipe.shards.card import read_card, read_fitting_card
 from skelpipe.stream.source import Part, open_source, select
 
 _SCORES = "scores.parquet"
@@ -73,6 +80,9 @@ def evaluate(
         protocol, recipe, data, subject=subject, device=device, run=run, kind=kind,
         val_subjects=val_subjects, seed=seed, report=report,
     )  # fmt: skip
+    # Of the set as it is stored: a question's card has the skeleton that the encoder knows.
+    transfer = transfer_record(protocol, run, read_card(data), data) if run else {}
+    noted = transfer["transfer"]["differences"] if transfer and subject == "run" else []
     found = _solve(protocol, question)
     card, train, test = question.card, question.train, question.test
     files = found.files if subject == "run" else {}
@@ -88,11 +98,16 @@ def evaluate(
         "part": part_name(val_subjects),
         "samples": {"train": len(train), "test": len(test)},
         "data_digest": card.data_digest,
-        "warnings": list(card.warnings),
-        "readings": recipe.readings(),
+        "warnings": [*card.warnings, *noted],
+        "readings": [
+            *recipe.readings(),
+            *protocol.readings(),
+            *transfer_readings(protocol, card),
+        ],
         "seed": seed,
         "results": found.rows,
         "classes": list(card.classes),
+        **transfer,
         **found.record,
         "files": {name: digest(content) for name, content in files.items()},
         "device": str(device),
@@ -118,20 +133,23 @@ def ask(
 ) -> Question:
     """What a protocol is asked, checked before anything is computed; arguments as `evaluate`'s."""
     card = read_fitting_card(data, recipe.pipeline)
+    if subject == "run" and run is None:
+        raise ValueError("subject 'run' needs a run")
+    if run is not None and subject == "run" and is_transfer(protocol):
+        check_other_set(run, card, data)
+    topology, joints = fit_skeleton(run, card, data)
     train = select(data, "train", without=val_subjects)
     part: Part = "train" if val_subjects else "test"
     test = select(data, part, subjects=val_subjects)
-    if subject == "run" and run is None:
-        raise ValueError("subject 'run' needs a run")
     return Question(
         subject=subject,
         recipe=recipe,
         run=run,
         kind=kind or default_kind(recipe),
         folder=data,
-        card=card,
-        train=open_source(data, train, device, recipe.train.source),
-        test=open_source(data, test, device, recipe.train.source),
+        card=card.model_copy(update={"topology": topology}),
+        train=open_source(data, train, device, recipe.train.source, joints),
+        test=open_source(data, test, device, recipe.train.source, joints),
         seed=seed,
         device=device,
         report=report,
@@ -143,6 +161,8 @@ def _solve(protocol: Protocol, question: Question) -> Found:
         return _recognition(knn.answer(protocol, question), question)
     if isinstance(protocol, Linear):
         return _recognition(linear.answer(protocol, question), question)
+    if isinstance(protocol, Occlusion):
+        return _recognition(occlusion.answer(protocol, question), question)
     raise NotImplementedError(protocol.task)
 
 

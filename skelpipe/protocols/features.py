@@ -39,6 +39,8 @@ PCM3's last frame."""
 AbsentBody = Literal["skip", "zeros", "copy"]
 See = Callable[[Batch], tuple[Tensor, Tensor]]
 """Samples to rows of a view, shape (B, ...), and the sample of each row (B,)."""
+Hide = Callable[[Batch], Tensor]
+"""Samples to what is hidden of their views, shape (N, T, J), bool."""
 Encode = Callable[[Tensor], Tensor]
 """Rows of a view to features (B, D)."""
 
@@ -97,15 +99,19 @@ def encode_by(encoder: Encoder, kind: Kind) -> Encode:
 
 
 def viewer(
-    recipe: Recipe, topology: Topology, centre: float, random: RandomView | None = None
+    recipe: Recipe,
+    topology: Topology,
+    centre: float,
+    random: RandomView | None = None,
+    hide: Hide | None = None,
 ) -> See:
     """What makes the view of a recipe's method: see `view` and `clip`."""
     if isinstance(recipe, SLiMRecipe):
-        views = recipe.views
+        frames, absent_body = recipe.views.frames, recipe.views.absent_body
         return partial(
-            view, frames=views.frames, centre=centre, absent_body=views.absent_body, random=random
+            view, frames=frames, centre=centre, absent_body=absent_body, random=random, hide=hide
         )
-    return partial(clip, recipe=recipe, topology=topology, centre=centre, random=random)
+    return partial(clip, recipe=recipe, topology=topology, centre=centre, random=random, hide=hide)
 
 
 def view(
@@ -115,6 +121,7 @@ def view(
     centre: float,
     absent_body: AbsentBody,
     random: RandomView | None = None,
+    hide: Hide | None = None,
 ) -> tuple[Tensor, Tensor]:
     """One view of each sample: the centre crop, or a random one by the batch's keys.
 
@@ -124,6 +131,9 @@ def view(
         centre: Share of the recording that the centre crop keeps.
         absent_body: See `fold_bodies`.
         random: Draw a training view instead.
+        hide: What becomes zero once the view is made. A body that stands in the view stays a row of
+            it even where all of it is hidden: occlusion takes coordinates, not bodies, and a frame
+            or joint of zeros is what the encoder knows of a body that is absent for a while.
 
     Returns:
         Coordinates of present bodies (B, T, J, 3), and the sample of each (B,).
@@ -134,6 +144,8 @@ def view(
     x, present = gather_views(batch, bodies, picked)
     if random is not None:
         x = x @ _turn(batch, random)[bodies.sample_B][:, None, None]
+    if hide is not None:
+        x = x.masked_fill(hide(batch)[bodies.sample_B][:, None, ..., None], 0)
     stands = present[:, 0].any(-1) | ~bodies.real_B
     return x[stands, 0], bodies.sample_B[stands]
 
@@ -145,6 +157,7 @@ def clip(
     *,
     centre: float,
     random: RandomView | None = None,
+    hide: Hide | None = None,
 ) -> tuple[Tensor, Tensor]:
     """PCM3's view of each sample, with channels for all bodies: a row is a sample.
 
@@ -153,6 +166,8 @@ def clip(
         recipe: Gives frames, bodies and stream.
         topology: Whose bones the stream may need.
         centre, random: See `view`; a training view is turned before bones or motion are taken.
+        hide: What becomes zero, also before bones or motion are taken: the skeleton is occluded,
+            and its streams are what comes of that.
 
     Returns:
         Channels (N, T, C), and 0 ... N - 1.
@@ -160,6 +175,8 @@ def clip(
     x_NMTJC = crop_clips(batch, *_interval(batch, centre, random), recipe.views)[:, 0]
     if random is not None:
         x_NMTJC = x_NMTJC @ _turn(batch, random)[:, None, None]
+    if hide is not None:
+        x_NMTJC = x_NMTJC.masked_fill(hide(batch)[:, None, ..., None], 0)
     rows = torch.arange(len(batch), device=x_NMTJC.device)
     return channels(x_NMTJC, recipe.views.modality, topology), rows
 

@@ -17,12 +17,12 @@ from torch.nn import functional as F
 from skelpipe.optim import cosine
 from skelpipe.protocols.features import Encode
 from skelpipe.protocols.question import Answer, Question, labels
-from skelpipe.protocols.settings import Linear, Probe, Schedule
+from skelpipe.protocols.settings import Probe, Schedule
 from skelpipe.random import fold
 from skelpipe.stream.order import permutation
 
 
-def answer(protocol: Linear, question: Question) -> list[Answer]:
+def answer(protocol: Probe, question: Question) -> list[Answer]:
     """Linear evaluation of every network of a question."""
     networks = question.networks()
     test = question.centre_features(question.test, networks, protocol.centre)

@@ -23,6 +23,7 @@ from skelpipe.methods import build_method
 from skelpipe.models.encoder import Encoder, build_encoder
 from skelpipe.protocols.features import (
     Encode,
+    Hide,
     Kind,
     encode_by,
     extract,
@@ -54,6 +55,7 @@ class Question:
         seed: Of initial weights and of all that is trained by labels.
         device: Where everything computes.
         report: Called with what is done and what there is to do in all.
+        hide: What is hidden of views before features are made of them; None hides nothing.
     """
 
     subject: Subject
@@ -67,6 +69,7 @@ class Question:
     seed: int
     device: torch.device
     report: Callable[[int, int], None] = lambda done, total: None
+    hide: Hide | None = None
 
     @property
     def topology(self) -> Topology:
@@ -110,7 +113,7 @@ class Question:
         Raises:
             UserError: Some are not finite; their samples are named.
         """
-        see = viewer(self.recipe, self.topology, centre)
+        see = viewer(self.recipe, self.topology, centre, hide=self.hide)
         found = extract(source, list(networks.values()), see)
         check_finite(found, source)
         return found
@@ -119,7 +122,7 @@ class Question:
         self, source: Source, networks: dict[str, Encode], random: RandomView, key_N: Tensor
     ) -> list[Tensor]:
         """Each network's features of a random view, by the samples' keys."""
-        see = viewer(self.recipe, self.topology, 1.0, random)
+        see = viewer(self.recipe, self.topology, 1.0, random, self.hide)
         found = extract(source, list(networks.values()), see, key_N=key_N)
         check_finite(found, source)
         return found
@@ -161,17 +164,24 @@ class Found:
 def load_encoder(run: Run, topology: Topology, network: str = "student") -> Encoder:
     """An encoder of a run's newest complete checkpoint, on the CPU.
 
+    Args:
+        run: With a checkpoint.
+        topology: Of the run, as `transfer.fit_skeleton` finds it in a set.
+        network: "student" or "teacher".
+
     Raises:
-        UserError: The topology has another number of joints than the run's; a teacher that the run
-            never moved; a damaged checkpoint.
+        UserError: The topology has other joints than the run's; a teacher that the run never moved;
+            a damaged checkpoint.
     """
-    joints = len(topology.joints)
-    if run.data.get("joints", joints) != joints:
+    recorded = run.data.get("topology")
+    joints = recorded["joints"] if recorded else run.data.get("joints")
+    if joints not in (None, list(topology.joints), len(topology.joints)):
         raise UserError(
             "the set has another skeleton than the run was trained on",
-            found=f"{joints} joints ({topology.name})",
-            expected=f"{run.data['joints']} joints",
-            remedy="evaluate on a set of the run's own skeleton",
+            found=f"{len(topology.joints)} joints ({topology.name})",
+            expected=joints if isinstance(joints, int) else ", ".join(joints),
+            remedy="evaluate it with `skelpipe evaluate`, which maps joints by their names, or on "
+            "a set of the run's own skeleton",
         )
     checkpoint = run.checkpoint()
     if network == "teacher" and not _has_teacher(run):

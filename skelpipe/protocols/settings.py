@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Literal, Self, TypeAlias
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from skelpipe.config import Range, Settings, apply_changes, build
 from skelpipe.errors import UserError
@@ -18,6 +18,9 @@ PROTOCOLS = (
     "knn",
     "linear",
     "linear-pcm3",
+    "transfer-linear",
+    "occlusion-spatial",
+    "occlusion-temporal",
 )
 """Those that are packaged, by name."""
 
@@ -49,6 +52,10 @@ class AnyProtocol(Settings):
     def variant(self) -> str:
         """Part of a result's file name, where a protocol has results under several settings."""
         return ""
+
+    def readings(self) -> list[str]:
+        """What is our reading of the protocol, for every table; recipes have theirs."""
+        return []
 
 
 class Knn(AnyProtocol):
@@ -106,6 +113,14 @@ class Linear(Probe):
     task: Literal["linear"]
     transfer: bool = False
 
+    def readings(self) -> list[str]:
+        if not self.transfer:
+            return []
+        return [
+            "S30 transfer by a linear layer on the frozen encoder, as SLiM's Table 8 says of "
+            "itself; MAMP's and CMD's numbers in that table are of fine-tuned encoders"
+        ]
+
 
 class Occlusion(Probe):
     """Linear evaluation on occluded views, of an encoder that was trained on clean ones.
@@ -116,6 +131,29 @@ class Occlusion(Probe):
     task: Literal["occlusion"]
     occluded: Literal["spatial", "temporal"]
     ratio: Range = (0.3, 0.7)
+
+    @field_validator("ratio")
+    @classmethod
+    def _is_a_share(cls, ratio: Range) -> Range:
+        if ratio[1] > 1:
+            raise ValueError("a share is at most 1")
+        return ratio
+
+    def readings(self) -> list[str]:
+        least, most = self.ratio
+        what = (
+            "parts of the body, throughout"
+            if self.occluded == "spatial"
+            else "frames, in one block at a random place"
+        )
+        return [
+            f"P15 occlusion: {least:g} to {most:g} of {what}; zeros after crop and resizing and "
+            "before bones or motion, by the sample's name, for all bodies, in training and test",
+            "P18 the probe is PCM3's without norm"
+            if not self.norm
+            else "a batch norm in the probe",
+            "P21 the drop is clean minus occluded; the paper's is the mean over xsub and xview",
+        ]
 
 
 class Finetune(Scheduled):

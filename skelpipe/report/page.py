@@ -45,7 +45,14 @@ _FLOORS = (
     "<em>untrained encoder</em> is the same network with its initial weights: no learning."
 )
 
-_SHORT = {"knn": "k-NN", "linear": "linear", "linear-pcm3": "linear as PCM3's"}
+_SHORT = {
+    "knn": "k-NN",
+    "linear": "linear",
+    "linear-pcm3": "linear as PCM3's",
+    "transfer-linear": "linear on another set",
+    "occlusion-spatial": "linear, parts hidden",
+    "occlusion-temporal": "linear, frames hidden",
+}
 
 
 def write_page(

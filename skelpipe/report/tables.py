@@ -157,6 +157,9 @@ def result_table(group: Sequence[Record]) -> Table:
     trained = any(record["subject"] == "run" for record in group)
     with_best = any("best_epoch_peer_convention" in row for r in group for row in r["results"])
     columns = ["network", "features", "last epoch, %" if with_best else "accuracy, %"]
+    with_drop = any("drop" in row for r in group for row in r["results"])
+    if with_drop:
+        columns += ["clean, %", "Δ↓, points"]
     if trained:
         columns += [f"over {subjects[name]}, points" for name in floors]
     if with_best:
@@ -172,6 +175,8 @@ def result_table(group: Sequence[Record]) -> Table:
                 features_name(record),
                 f"{result['accuracy']:.1f}",
             ]
+            if with_drop:
+                cells += [f"{result['clean_accuracy']:.1f}", f"{result['drop']:.1f}"]
             if trained:
                 cells += [
                     ""
@@ -219,10 +224,20 @@ def fusion_table(record: Record) -> Table:
 
 def _data_line(record: Record) -> str:
     samples = record["samples"]
-    return (
+    line = (
         f"{record['dataset']} {record['split']}, {record['part']}: {samples['test']:,} samples "
         f"against {samples['train']:,} training samples"
     )
+    if source := record.get("transfer", {}).get("from"):
+        line += f"; pre-trained on {_source(source)}"
+    return line
+
+
+def _source(source: Record) -> str:
+    """What a run was trained on, by the "from" of a record's "transfer"."""
+    if "imported" in source:
+        return f"what {source['imported']} was"
+    return f"{source['dataset']} {source['split']}"
 
 
 def united(lists: Iterable[Sequence[str]]) -> tuple[str, ...]:

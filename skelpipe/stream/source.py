@@ -113,10 +113,17 @@ def select(
 class Resident:
     """All samples of a table on the device, as one ragged tensor; a batch is a gather of places.
 
-    NTU RGB+D 120 is about 3.6 GB in float32.
+    NTU RGB+D 120 is about 3.6 GB in float32. Where some joints are selected, all of them are read
+    first, in the host's memory.
     """
 
-    def __init__(self, folder: Path, table: pa.Table, device: torch.device) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        table: pa.Table,
+        device: torch.device,
+        joints: Sequence[int] | None = None,
+    ) -> None:
         payloads = _payloads(folder, table)
         self.table = table
         self.device = device = _numbered(device)
@@ -126,7 +133,7 @@ class Resident:
         for first in range(0, len(every), _AT_ONCE):
             some = every[first : first + _AT_ONCE]
             payloads.fill(some, start[some], flat)
-        flat_RJC = torch.from_numpy(flat)
+        flat_RJC = _chosen(torch.from_numpy(flat), joints)
         self.flat_RJC = flat_RJC.to(device)
         self.present_R = _present(flat_RJC).to(device)
         self.start_N = torch.from_numpy(start).to(device)
@@ -161,9 +168,16 @@ class Mapped:
     Several threads may take batches at once.
     """
 
-    def __init__(self, folder: Path, table: pa.Table, device: torch.device) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        table: pa.Table,
+        device: torch.device,
+        joints: Sequence[int] | None = None,
+    ) -> None:
         self.table = table
         self.device = _numbered(device)
+        self._joints = joints
         self._payloads = _payloads(folder, table)
         self._buffers = Buffers()
 
@@ -182,6 +196,7 @@ class Mapped:
         else:
             flat_RJC = torch.from_numpy(self._buffers.empty(*shape))
         payloads.fill(chosen, start, flat_RJC.numpy())
+        flat_RJC = _chosen(flat_RJC, self._joints)
 
         def on_device(values: Tensor) -> Tensor:
             return values.to(self.device, non_blocking=True)
@@ -201,13 +216,25 @@ class Mapped:
 
 
 def open_source(
-    folder: Path, table: pa.Table, device: torch.device, kind: Literal["resident", "mapped"]
+    folder: Path,
+    table: pa.Table,
+    device: torch.device,
+    kind: Literal["resident", "mapped"],
+    joints: Sequence[int] | None = None,
 ) -> Source:
     """A source of the named kind over the samples of a table of `select`.
 
     The shards of a folder of `remote.fetch_set` are fetched when they are first needed.
+
+    Args:
+        folder: A prepared set.
+        table: Of `select`.
+        device: Where batches go.
+        kind: Whether all samples are read at once.
+        joints: Only these of the set's joints, in this order; a body is absent in a frame where all
+            of these are zero. None for all as they are.
     """
-    return (Resident if kind == "resident" else Mapped)(folder, table, device)
+    return (Resident if kind == "resident" else Mapped)(folder, table, device, joints)
 
 
 def _payloads(folder: Path, table: pa.Table) -> Payloads:
@@ -220,6 +247,10 @@ def _payloads(folder: Path, table: pa.Table) -> Payloads:
 def _numbered(device: torch.device) -> torch.device:
     """The device with its number: plain "cuda" may be another one in another thread."""
     return torch.empty(0, device=device).device
+
+
+def _chosen(flat_RJC: Tensor, joints: Sequence[int] | None) -> Tensor:
+    return flat_RJC if joints is None else flat_RJC[:, list(joints)]
 
 
 def _present(flat_RJC: Tensor) -> Tensor:

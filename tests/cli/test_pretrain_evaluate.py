@@ -168,6 +168,17 @@ def test_neighbours_are_found_while_it_trains(place: Path) -> None:
         (("evaluate", "--protocol", "knn"), "there is no run"),
         (("evaluate", "--protocol", "knn", "--run", "nowhere"), "no run folder"),
         (("evaluate", "--protocol", "knn", "--set", "kk=1"), "did you mean 'k'?"),
+        (
+            (
+                "evaluate",
+                "--protocol",
+                "transfer-linear",
+                "--recipe",
+                "slim-tiny",
+                "--raw-features",
+            ),
+            "shards/toy/ctrgcn/half",
+        ),
     ],
 )
 def test_mistakes_are_named(place: Path, words: tuple[str, ...], named: str) -> None:

@@ -11,9 +11,11 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
+import sets
 import torch
 import webdataset
 from builders import CPU, recording, write_set
+from sets import Sample, walk
 
 from skelpipe.bench import damage
 from skelpipe.errors import UserError
@@ -65,6 +67,25 @@ def test_resident_and_mapped_give_the_same_samples(folder: Path, places: list[in
         if field.name not in ("flat_RJC", "present_R", "start_N"):
             assert torch.equal(getattr(resident, field.name), getattr(mapped, field.name))
     assert bool(mapped.present_R.all())
+
+
+@pytest.mark.parametrize("kind", ["resident", "mapped"])
+def test_some_joints_are_handed_out_in_their_order(tmp_path: Path, kind: str) -> None:
+    poses = [walk(1, 9, 6, 2), walk(2, 5, 6)]
+    poses[0][1, 3:5, [4, 2]] = 0  # of body 1, only these two joints are seen by the selection
+    samples = [Sample(f"k{number}", each) for number, each in enumerate(poses)]
+    samples.append(Sample("k9", poses[0], part="test"))
+    folder = sets.write_set(tmp_path / "own", sets.tree(6), samples)
+    chosen = [4, 2]
+    source = open_source(folder, select(folder, "train"), CPU, kind, chosen)  # type: ignore[arg-type]
+    batch = source.take(torch.tensor([1, 0]))
+    for number, each in enumerate((poses[1], poses[0])):
+        start, rows = int(batch.start_N[number]), each.shape[0] * each.shape[1]
+        found = batch.flat_RJC[start : start + rows].numpy().reshape(*each.shape[:2], 2, 3)
+        assert np.array_equal(found, each[:, :, chosen])
+        present = batch.present_R[start : start + rows].view(each.shape[:2])
+        absent = [] if number == 0 else [[1, 3], [1, 4]]
+        assert (~present).nonzero().tolist() == absent
 
 
 def test_int16_comes_back_as_metres(tmp_path: Path) -> None:
