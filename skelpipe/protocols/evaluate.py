@@ -15,11 +15,11 @@ from torch import Tensor
 from skelpipe.checkpoint import Run, read_json, write_json
 from skelpipe.config import Recipe
 from skelpipe.files import write_whole
-from skelpipe.protocols import knn, linear
+from skelpipe.protocols import knn, linear, motion
 from skelpipe.protocols.features import Kind, default_kind
 from skelpipe.protocols.question import Answer, Found, Question, Subject, labels
 from skelpipe.protocols.scores import digest, pack_scores
-from skelpipe.protocols.settings import Knn, Linear, Protocol
+from skelpipe.protocols.settings import Knn, Linear, Motion, Protocol
 from skelpipe.shards.card import read_fitting_card
 from skelpipe.stream.source import Part, open_source, select
 
@@ -143,6 +143,8 @@ def _solve(protocol: Protocol, question: Question) -> Found:
         return _recognition(knn.answer(protocol, question), question)
     if isinstance(protocol, Linear):
         return _recognition(linear.answer(protocol, question), question)
+    if isinstance(protocol, Motion):
+        return motion.answer(protocol, question)
     raise NotImplementedError(protocol.task)
 
 

@@ -17,7 +17,7 @@ from skelpipe.methods import build_method
 from skelpipe.methods.slim import SLiM, chance_loss
 from skelpipe.protocols.features import default_kind, encode_by, extract, viewer
 from skelpipe.protocols.question import load_encoder
-from skelpipe.protocols.settings import load_protocol
+from skelpipe.protocols.settings import Knn, load_protocol
 from skelpipe.random import fold
 from skelpipe.report.html import facts, picture, table, warnings, write_html
 from skelpipe.report.plots import (
@@ -167,7 +167,7 @@ def _pictures(
                 ),
             ]
     for record in records:
-        if record["subject"] == "run":
+        if record["subject"] == "run" and "confusion" in record:
             network = record["results"][0]["network"]
             parts += [
                 f"<h2>Confusions, {escape(features_name(record))}: "
@@ -203,6 +203,7 @@ def _features(run: Run, data: Path, device: torch.device) -> Figure:
     card = read_card(data)
     source = open_source(data, select(data, "test"), device, run.recipe.train.source)
     recipe, protocol = run.recipe, load_protocol("knn")
+    assert isinstance(protocol, Knn)
     student = encode_by(load_encoder(run, card.topology).to(device).eval(), default_kind(recipe))
     see = viewer(recipe, card.topology, protocol.centre)
     (features_ND,) = extract(source, [student], see)
