@@ -406,6 +406,7 @@ def test_orderings_are_those_of_strict_published_pairs() -> None:
         "hold_beyond_noise": 1,
         "fail_beyond_noise": 1,
         "within_noise": 3,
+        "noise_unknown": 0,
     }
 
 
