@@ -34,7 +34,7 @@ from skelpipe.report.tables import comparable, gains, headline, result_table
 from skelpipe.stream.source import open_source, select
 from skelpipe.train import start_run, train
 
-SMALL = ("observed=10", "predicted=4", "hidden=32", "joint_hidden=16", "steps=120", "batch=8")
+SMALL = ("observed=10", "predicted=4", "hidden=32", "joint_hidden=16", "steps=60", "batch=8")
 RECIPES: dict[str, Recipe] = {"slim": tiny_recipe(), "pcm3": tiny_pcm3_recipe()}
 LONG = 14
 """Frames of a window of SMALL."""
@@ -118,11 +118,11 @@ def test_drawn_windows_depend_on_seed_epoch_and_sample_alone() -> None:
             for start in range(33)
             if np.array_equal(samples[0][0, start : start + 8], draw(batch, 8, 1, epoch)[0])
         )
-        for epoch in range(60)
+        for epoch in range(30)
     }
-    assert len(set(begun.values())) > 20  # of 33
-    assert min(begun.values()) < 3
-    assert max(begun.values()) > 29
+    assert len(set(begun.values())) > 15  # of 33
+    assert min(begun.values()) < 5
+    assert max(begun.values()) > 27
 
 
 def predictor(recipe: Recipe, settings: Motion, step: float = 0.5) -> Predictor:
@@ -307,7 +307,7 @@ def test_an_encoder_may_be_trained_along(data: dict[str, Path], tmp_path: Path) 
     assert all(not torch.equal(weight, after[name]) for name, weight in before.items())
 
 
-# Each rank of several worlds, forked from one process that has imported everything.
+# Each rank of two worlds, forked from one process that has imported everything.
 WORKER = """
 import json, os, socket, sys
 from pathlib import Path
@@ -320,17 +320,17 @@ from skelpipe.protocols.settings import load_protocol
 out, cpu = Path(sys.argv[1]), torch.device("cpu")
 asked = json.loads(sys.argv[2])
 
-def work(world):
+torch.optim.SGD([torch.zeros(1)], lr=1.0)  # torch imports more of itself for it
+
+def work(name, data, changes):
     torch.set_num_threads(1)
     with distributed.process_group(cpu, 60):
-        for name, (data, changes) in asked.items():
-            recipe = {"slim": tiny_recipe, "pcm3": tiny_pcm3_recipe}[name]()
-            record = evaluate(load_protocol("motion", changes), recipe, Path(data),
-                              subject="random-init", device=cpu).record
-            rank = distributed.rank()
-            (out / f"{name}-{world}-{rank}.json").write_text(json.dumps(record))
+        recipe = {"slim": tiny_recipe, "pcm3": tiny_pcm3_recipe}[name]()
+        record = evaluate(load_protocol("motion", changes), recipe, Path(data),
+                          subject="random-init", device=cpu).record
+        (out / f"{name}-{distributed.rank()}.json").write_text(json.dumps(record))
 
-for world in (2, 3):
+for name, (world, *given) in asked.items():
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -341,7 +341,7 @@ for world in (2, 3):
             os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world),
                               MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
             try:
-                work(world)
+                work(name, *given)
                 os._exit(0)
             finally:
                 os._exit(1)
@@ -355,7 +355,8 @@ def test_ranks_find_what_one_process_finds(data: dict[str, Path], tmp_path: Path
     # One trains the encoder along, whose batch norm speaks over ranks.
     more = {"slim": (), "pcm3": ("encoder=trained",)}
     changes = {name: (*SMALL, "steps=12", "lr=0.05", *more[name]) for name in RECIPES}
-    asked = {name: (str(data[name]), changes[name]) for name in RECIPES}
+    worlds = {"slim": 2, "pcm3": 3}
+    asked = {name: (worlds[name], str(data[name]), changes[name]) for name in RECIPES}
     command = [sys.executable, str(tmp_path / "worker.py"), str(tmp_path), json.dumps(asked)]
     tests = str(Path(__file__).parent.parent)
     done = subprocess.run(
@@ -372,8 +373,8 @@ def test_ranks_find_what_one_process_finds(data: dict[str, Path], tmp_path: Path
             load_protocol("motion", changes[name]), recipe, data[name], subject="random-init",
             device=CPU,
         ).record  # fmt: skip
-        for world, rank in ((2, 0), (2, 1), (3, 0), (3, 2)):
-            text = (tmp_path / f"{name}-{world}-{rank}.json").read_text(encoding="utf-8")
+        for rank in range(worlds[name]):
+            text = (tmp_path / f"{name}-{rank}.json").read_text(encoding="utf-8")
             record = json.loads(text)
             assert record["windows"] == alone["windows"]
             assert record["baselines"] == alone["baselines"]
