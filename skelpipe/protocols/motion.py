@@ -183,19 +183,19 @@ def window_starts(batch: Batch, frames: int) -> Tensor:
     return starts_NS
 
 
-def cut(batch: Batch, frames: int, number_N: Tensor | None = None) -> Tensor:
+def cut(batch: Batch, frames: int, key_N: Tensor | None = None) -> Tensor:
     """A window of the first body of each sample, shape (N, frames, J, C).
 
     Args:
         batch: N samples; each has a window.
         frames: Of a window.
-        number_N: Which of a sample's windows, from 0; the middle one by default.
+        key_N: Of the draws among a sample's windows, all alike likely; the middle one by default.
     """
     starts_NS = window_starts(batch, frames)
-    if number_N is None:
-        number_N = (starts_NS.sum(1) - 1) // 2
-    # The first place at which so many and one have started; of equal maxima the first is taken.
-    first_N = (starts_NS.cumsum(1) > number_N[:, None]).int().argmax(1)
+    count_N1 = starts_NS.sum(1, keepdim=True)
+    number_N1 = (count_N1 - 1) // 2 if key_N is None else below(key_N, "motion window", 1, count_N1)
+    # The first place by which so many and one have started; of equal maxima the first is taken.
+    first_N = (starts_NS.cumsum(1) > number_N1).int().argmax(1)
     place = torch.arange(frames, device=first_N.device)
     row = (batch.start_N + first_N)[:, None] + place
     return batch.flat_RJC[row]
@@ -367,7 +367,8 @@ def fit(
     for step in range(protocol.steps):
         epoch, number = divmod(step, order.steps(0))
         place_N = windows.place_N[order.places(epoch, number).place_G[own]]
-        x_NTJC = draw(windows.source.take(place_N), windows.frames, seed, epoch)
+        batch = windows.source.take(place_N)
+        x_NTJC = cut(batch, windows.frames, fold(seed, epoch, batch.row_N))
         seen_NTJC, next_NPJC = windows.split(x_NTJC)
         error = (model(seen_NTJC, windows.predicted) - next_NPJC) / model.decoder.step
         loss = error.square().sum() * (len(place_N) / protocol.batch / error.numel())
@@ -380,13 +381,6 @@ def fit(
         )
         optimiser.step()
         report(step + 1, protocol.steps)
-
-
-def draw(batch: Batch, frames: int, seed: int, epoch: int) -> Tensor:
-    """A random window of each sample, all its windows alike likely, shape (N, frames, J, C)."""
-    key_N = fold(seed, epoch, batch.row_N)
-    count_N1 = window_starts(batch, frames).sum(1, keepdim=True)
-    return cut(batch, frames, below(key_N, "motion window", 1, count_N1)[:, 0])
 
 
 @torch.no_grad()

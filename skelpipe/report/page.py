@@ -23,6 +23,7 @@ from skelpipe.report.html import facts, picture, table, warnings, write_html
 from skelpipe.report.plots import (
     confusion_figure,
     feature_map_figure,
+    horizon_figure,
     loss_figure,
     views_figure,
 )
@@ -182,6 +183,17 @@ def _pictures(
                     "confusion matrix",
                     f"The {network}'s answers, {record['part']}: shades are shares of a true "
                     "class, numbers are samples.",
+                ),
+            ]
+    for group in comparable(records):
+        if "baselines" in group[0]:
+            rows = [*(row for record in group for row in record["results"]), *group[0]["baselines"]]
+            parts += [
+                f"<h2>By how far ahead: {escape(group[0]['protocol']['title'])}</h2>",
+                picture(
+                    horizon_figure({row["network"]: row["by_horizon"] for row in rows}),
+                    "error by horizon",
+                    "Means over joints and test samples, of the frames after those observed.",
                 ),
             ]
     return parts

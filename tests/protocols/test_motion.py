@@ -13,24 +13,27 @@ from builders import CPU, KINECT, batch_of, mixed_samples, recording, tiny_pcm3_
 from sets import Sample, write_set
 from torch import Tensor
 
+from skelpipe.checkpoint import Run
 from skelpipe.config import Recipe
 from skelpipe.errors import UserError
 from skelpipe.models.encoder import build_encoder
 from skelpipe.models.gru import SkeletonGRU
 from skelpipe.models.vit import SkeletonViT
 from skelpipe.protocols.evaluate import evaluate, write_result
+from skelpipe.protocols.fusion import Wanted, fuse
 from skelpipe.protocols.motion import (
     Predictor,
     Windows,
     cut,
-    draw,
     errors,
     fit,
     movement,
     window_starts,
 )
 from skelpipe.protocols.settings import Motion, load_protocol
+from skelpipe.random import below, fold
 from skelpipe.report.tables import comparable, gains, headline, result_table
+from skelpipe.stream.order import permutation
 from skelpipe.stream.source import open_source, select
 from skelpipe.train import start_run, train
 
@@ -101,28 +104,30 @@ def test_a_window_is_cut_from_the_first_body() -> None:
         cut(batch, 6),
         torch.tensor(np.stack([samples[0][0, 7:13], samples[1][0, 18:24]])),
     )  # the middle one of 15, and the eighth of 4 + 11 that begin at 0 ... 3 and 15 ... 25
-    third = cut(batch, 6, torch.tensor([14, 4]))
-    assert torch.equal(third, torch.tensor(np.stack([samples[0][0, 14:], samples[1][0, 15:21]])))
+    # A drawn one is that whose number among them is drawn.
+    key_N = torch.tensor([5, 8])
+    found = cut(batch, 6, key_N)
+    number_N = below(key_N, "motion window", 1, torch.tensor([[15], [15]]))[:, 0].tolist()
+    starts = (list(range(15)), [*range(4), *range(15, 26)])
+    for poses_MTJC, x_TJC, number, start in zip(samples, found, number_N, starts, strict=True):
+        first = start[number]
+        assert np.array_equal(x_TJC, poses_MTJC[0, first : first + 6])
 
 
-def test_drawn_windows_depend_on_seed_epoch_and_sample_alone() -> None:
-    samples = [recording(number, 40 + number) for number in range(6)]
-    batch = batch_of(samples)
-    found = draw(batch, 8, 1, 0)
-    assert torch.equal(draw(batch_of(samples[2:4], keys=[2, 3]), 8, 1, 0), found[2:4])
-    assert not torch.equal(draw(batch, 8, 1, 1), found)
-    assert not torch.equal(draw(batch, 8, 2, 0), found)
-    begun = {
-        epoch: next(
+def test_every_window_of_a_recording_is_drawn() -> None:
+    samples = [recording(number, 12, absent=[(0, 2 * number, 2 * number + 1)]) for number in (0, 5)]
+    batch = batch_of([poses for poses in samples for _ in range(60)])
+    found = cut(batch, 8, fold(0, torch.arange(120)))
+    for poses_MTJC, starts, windows_NTJC in zip(
+        samples, ({1, 2, 3, 4}, {0, 1, 2}), found.split(60), strict=True
+    ):
+        begun = {
             start
-            for start in range(33)
-            if np.array_equal(samples[0][0, start : start + 8], draw(batch, 8, 1, epoch)[0])
-        )
-        for epoch in range(30)
-    }
-    assert len(set(begun.values())) > 15  # of 33
-    assert min(begun.values()) < 5
-    assert max(begun.values()) > 27
+            for start in range(5)
+            for x_TJC in windows_NTJC
+            if np.array_equal(poses_MTJC[0, start : start + 8], x_TJC)
+        }
+        assert begun == starts
 
 
 def predictor(recipe: Recipe, settings: Motion, step: float = 0.5) -> Predictor:
@@ -202,14 +207,14 @@ def test_standing_still_has_a_loss_of_one_in_units_of_the_movement(data: dict[st
 
 def by_plain_steps(model: Predictor, train_windows: Windows, settings: Motion) -> list[Tensor]:
     """One SGD step a batch, with the rate and the clipped gradient written out."""
-    from skelpipe.random import fold
-    from skelpipe.stream.order import permutation
-
     order = permutation(len(train_windows.place_N), int(fold(3, 1)), 0)
     weights = list(model.decoder.parameters())
     for step in range(settings.steps):
         places = train_windows.place_N[order[step * 8 : step * 8 + 8]]
-        x_NTJC = draw(train_windows.source.take(places), LONG, 3, 0)
+        row_N = torch.tensor(
+            [train_windows.source.table["row"][n].as_py() for n in places.tolist()]
+        )
+        x_NTJC = cut(train_windows.source.take(places), LONG, fold(3, 0, row_N))
         losses = [
             ((model(x[None, :10], 4) - x[None, 10:]) / model.decoder.step).square().mean()
             for x in x_NTJC
@@ -416,6 +421,12 @@ def test_sets_without_a_unit_or_without_motion_are_refused(tmp_path: Path) -> No
         folder = write_set(tmp_path / name, KINECT, still, **changes)
         with pytest.raises(UserError, match=said):
             evaluate(protocol(), RECIPES["slim"], folder, subject="random-init", device=CPU)
+
+
+def test_predictions_are_not_fused(tmp_path: Path) -> None:
+    runs = [Run(tmp_path / name, RECIPES["slim"], {}) for name in ("a", "b")]
+    with pytest.raises(UserError, match="'motion' recognises nothing"):
+        fuse(runs, Wanted("motion", None, ()))
 
 
 def test_the_decoder_has_the_published_numbers() -> None:
