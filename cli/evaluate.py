@@ -176,7 +176,7 @@ def evaluate(
 
     with (
         distributed.process_group(where, _PATIENCE),
-        counting_progress(f"{protocol} epochs") as report,
+        counting_progress(protocol) as report,
     ):
         evaluation = run_protocol(
             settings,

@@ -390,6 +390,7 @@ def _held(folder: Path, *, wait: bool = False) -> Iterator[bool]:
 def _run(job: Job, state: State, setting: Setting) -> None:
     from skelpipe.checkpoint import read_run
     from skelpipe.protocols.evaluate import evaluate, write_result
+    from skelpipe.report.tables import headline
     from skelpipe.train import RunInterrupted, start_run, train
 
     from .progress import counting_progress, training_progress
@@ -421,9 +422,9 @@ def _run(job: Job, state: State, setting: Setting) -> None:
                 report=count,
             )
         write_result(run.folder, found)
-        result = found.record["results"][0]
+        network = found.record["results"][0]["network"]
         console.print(
-            f"{job.name}: {protocol.name}, {result['network']} {result['accuracy']:.1f} %",
+            f"{job.name}: {protocol.name}, {network} {headline(found.record).text}",
             soft_wrap=True,
         )
 

@@ -15,11 +15,11 @@ from torch import Tensor
 from skelpipe.checkpoint import Run, read_json, write_json
 from skelpipe.config import Recipe
 from skelpipe.files import write_whole
-from skelpipe.protocols import knn, linear, occlusion
+from skelpipe.protocols import knn, linear, motion, occlusion
 from skelpipe.protocols.features import Kind, default_kind
 from skelpipe.protocols.question import Answer, Found, Question, Subject, labels
 from skelpipe.protocols.scores import digest, pack_scores
-from skelpipe.protocols.settings import Knn, Linear, Occlusion, Protocol
+from skelpipe.protocols.settings import Knn, Linear, Motion, Occlusion, Protocol
 from skelpipe.protocols.transfer import (
     check_other_set,
     fit_skeleton,
@@ -163,6 +163,8 @@ def _solve(protocol: Protocol, question: Question) -> Found:
         return _recognition(linear.answer(protocol, question), question)
     if isinstance(protocol, Occlusion):
         return _recognition(occlusion.answer(protocol, question), question)
+    if isinstance(protocol, Motion):
+        return motion.answer(protocol, question)
     raise NotImplementedError(protocol.task)
 
 

@@ -29,7 +29,7 @@ from skelpipe.protocols.evaluate import (
 )
 from skelpipe.protocols.features import Kind
 from skelpipe.protocols.scores import Scores, read_scores
-from skelpipe.protocols.settings import load_protocol
+from skelpipe.protocols.settings import Recognition, load_protocol
 
 Record = dict[str, Any]
 _SAME = ("dataset", "split", "part", "classes")
@@ -84,10 +84,16 @@ def fuse(runs: Sequence[Run], wanted: Wanted, weights: Sequence[float] = ()) -> 
         weights and accuracies, and what their scores are.
 
     Raises:
-        UserError: Fewer than two runs or one twice; weights that do not fit; a run without scores
-            of its newest checkpoint (with the command that makes them), or damaged ones; other
-            protocol settings, data, part, classes, samples or labels than the first run's.
+        UserError: A protocol that recognises nothing; fewer than two runs or one twice; weights
+            that do not fit; a run without scores of its newest checkpoint (with the command that
+            makes them), or damaged ones; other protocol settings, data, part, classes, samples or
+            labels than the first run's.
     """
+    if not isinstance(load_protocol(wanted.protocol), Recognition):
+        raise UserError(
+            f"protocol '{wanted.protocol}' recognises nothing: there are no scores to add up",
+            remedy="fuse by a protocol that does, such as knn",
+        )
     weights = _weights(runs, weights)
     records: list[Record] = []
     scores: list[Scores] = []

@@ -21,6 +21,7 @@ PROTOCOLS = (
     "transfer-linear",
     "occlusion-spatial",
     "occlusion-temporal",
+    "motion",
 )
 """Those that are packaged, by name."""
 
@@ -46,7 +47,6 @@ class AnyProtocol(Settings):
     kind: Literal["protocol"]
     name: str
     title: str
-    centre: float = Field(0.95, gt=0, le=1, description="share of a recording in its centre crop")
 
     @property
     def variant(self) -> str:
@@ -58,14 +58,20 @@ class AnyProtocol(Settings):
         return []
 
 
-class Knn(AnyProtocol):
+class Recognition(AnyProtocol):
+    """What a sample is recognised by: its centre crop."""
+
+    centre: float = Field(0.95, gt=0, le=1, description="share of a recording in its centre crop")
+
+
+class Knn(Recognition):
     """Retrieval: test samples are queries, training samples the gallery."""
 
     task: Literal["knn"]
     k: int = Field(ge=1)
 
 
-class Scheduled(AnyProtocol):
+class Scheduled(Recognition):
     """What is trained by labels: for how long, and at which rate.
 
     A cosine goes to ``min_lr`` with every step, after a linear warm-up; steps are a tenth from the
@@ -188,12 +194,40 @@ class Finetune(Scheduled):
         return f"{100 * self.share:g}-{self.subset}"
 
 
-Protocol: TypeAlias = Knn | Linear | Occlusion | Finetune
+class Motion(AnyProtocol):
+    """Motion prediction: the frames that follow those that an encoder has seen.
+
+    The decoder and its numbers are Martinez's. His rate falls to ``lr_decay`` of itself after every
+    ``decay_steps``; ``steps`` is how many there are in all, 100,000 of his. ``joint_hidden`` is for
+    a transformer, whose joints share one small GRU. ``encoder`` says whether the encoder is trained
+    along with the decoder, which neither paper nor code tells.
+    """
+
+    task: Literal["motion"]
+    observed: int = Field(50, ge=2, description="frames that the encoder sees")
+    predicted: int = Field(10, ge=1, description="frames after them")
+    encoder: Literal["frozen", "trained"] = "frozen"
+    hidden: int = Field(1024, ge=1, description="of the decoder's GRU")
+    joint_hidden: int = Field(256, ge=1, description="of the one that joints share")
+    steps: int = Field(100_000, ge=1)
+    batch: int = Field(16, ge=1, description="global")
+    lr: float = Field(0.005, gt=0, description="of SGD without momentum")
+    lr_decay: float = Field(0.95, gt=0, le=1)
+    decay_steps: int = Field(10_000, ge=1)
+    clip: float = Field(5.0, gt=0, description="largest norm of the gradient")
+
+    @property
+    def variant(self) -> str:
+        return "" if self.encoder == "frozen" else "trained"
+
+
+Protocol: TypeAlias = Knn | Linear | Occlusion | Finetune | Motion
 _TASKS: dict[str, type[Protocol]] = {
     "knn": Knn,
     "linear": Linear,
     "occlusion": Occlusion,
     "finetune": Finetune,
+    "motion": Motion,
 }
 
 

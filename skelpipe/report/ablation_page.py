@@ -19,11 +19,11 @@ from skelpipe.report.ablations import count_orderings
 from .colours import COLOURS, GREY
 from .html import facts, picture, table, warnings, write_html
 from .plots import plain
-from .tables import settings_line
+from .tables import MEASURES, settings_line
 
 Record = dict[str, Any]
 
-_SHORT = {"knn": "k-NN", "linear": "linear", "linear-pcm3": "linear"}
+_SHORT = {"knn": "k-NN", "linear-pcm3": "linear"}
 _FEATURES = {"patch": "mean of patch tokens", "last": "last frame"}
 
 
@@ -60,7 +60,7 @@ def grids(report: Record) -> list[Grid]:
     found = [
         _summary_grid(report, names),
         *(
-            _rows_grid(table, name, report["columns"])
+            _rows_grid(table, name, report["columns"], _unit(report, name))
             for name in names
             for table in report["tables"]
         ),
@@ -70,7 +70,19 @@ def grids(report: Record) -> list[Grid]:
     return [grid for grid in found if grid.rows]
 
 
-def _rows_grid(published: Record, name: str, columns: Record) -> Grid:
+def _short(protocol: str) -> str:
+    return _SHORT.get(protocol, protocol)
+
+
+def _unit(report: Record, protocol: str) -> str:
+    """What a protocol's own numbers are; nothing of accuracies."""
+    measure = report["measures"][protocol]
+    name = measure["name"]
+    lower = " (lower is better)" if measure["lower_is_better"] else ""
+    return "" if name == "accuracy" else f"{MEASURES.get(name, name)}{lower}"
+
+
+def _rows_grid(published: Record, name: str, columns: Record, unit: str) -> Grid:
     shown = list(published["rows"][0]["published"])
     compared = published["compared"][name]
     measured = {"", *published["compared"]}
@@ -82,7 +94,7 @@ def _rows_grid(published: Record, name: str, columns: Record) -> Grid:
             for key in shown
         ),
         f"{columns[compared]['label']} over full row",
-        f"{_SHORT[name]} by seed",
+        f"{_short(name)} by seed{f', {unit}' if unit else ''}",
         "mean ± std",
         "over full row",
     )
@@ -98,7 +110,7 @@ def _rows_grid(published: Record, name: str, columns: Record) -> Grid:
         cells += ["not run", "", ""] if ours is None else _own_cells(ours)
         rows.append(tuple(cells))
     title = f"Table {published['number']}, {published['title']}: published, and ours, "
-    return Grid(title + _SHORT[name], headings, rows)
+    return Grid(title + _short(name), headings, rows)
 
 
 def _label(column: Record) -> str:
@@ -124,30 +136,33 @@ def _mean(score: Record) -> str:
     return f"{score['mean']:.1f}" + ("" if score["std"] is None else f" ± {score['std']:.1f}")
 
 
-def _difference(points: float, error: float) -> str:
-    """Points, and in brackets what they must exceed to be beyond noise."""
-    return f"{points:+.1f} ({2 * error:.1f})"
+def _difference(points: float, error: float | None) -> str:
+    """Points, and in brackets what they must exceed to be beyond noise, where that is known."""
+    return f"{points:+.1f}" + ("" if error is None else f" ({2 * error:.1f})")
 
 
 def _floor_grid(report: Record, names: Sequence[str]) -> Grid:
-    columns = ("floor", *(f"{_SHORT[name]}, mean ± std" for name in names))
+    columns = ("floor", *(f"{_short(name)}, mean ± std" for name in names))
     means = [_mean(floor) if (floor := report["floor"][name]) else "" for name in names]
     rows = [("untrained encoder", *means)] if any(means) else []
     return Grid("What comes without training", columns, rows)
 
 
 def _summary_grid(report: Record, names: Sequence[str]) -> Grid:
-    columns = (
+    columns: tuple[str, ...] = (
         "protocol", "table", "pairs", "measured", "hold", "hold beyond noise",
-        "fail beyond noise", "within noise",
+        "fail beyond noise", "within noise", "noise unknown",
     )  # fmt: skip
+    if not count_orderings(r for name in names for r in report["orderings"][name])["noise_unknown"]:
+        columns = columns[:-1]
     rows = []
     for name in names:
         found = report["orderings"][name]
         numbers = [published["number"] for published in report["tables"]]
         for number in (*numbers, "all"):
             counts = count_orderings(r for r in found if number in (r["table"], "all"))
-            rows.append((_SHORT[name], str(number), *map(str, counts.values())))
+            cells = (_short(name), str(number), *map(str, counts.values()))
+            rows.append(cells[: len(columns)])
     return Grid("How many of the paper's orderings hold", columns, rows, words=2)
 
 
@@ -155,7 +170,7 @@ def _orderings_grid(report: Record, names: Sequence[str]) -> Grid:
     columns = ["better", "than", "by published", "table", "published, points"]
     pairs: dict[tuple[Any, ...], dict[str, Record]] = {}
     for name in names:
-        columns += [f"{_SHORT[name]}, points", f"{_SHORT[name]}"]
+        columns += [f"{_short(name)}, points", f"{_short(name)}"]
         for record in report["orderings"][name]:
             pair = tuple(record[key] for key in ("table", "column", "better", "worse"))
             pairs.setdefault(pair, {})[name] = record
@@ -180,14 +195,17 @@ def _verdict(record: Record) -> str:
     if record["ours"] is None:
         return "not run"
     word = "holds" if record["holds"] else "fails"
+    if record["within_noise"] is None:
+        return f"{word}, noise unknown"
     return f"{word}, within noise" if record["within_noise"] else word
 
 
 def _facts(report: Record) -> dict[str, str]:
     samples = report["samples"]
     spread = {
-        _SHORT[name]: "unknown, one seed" if std is None else f"{std:.2f} points"
+        _short(name): "unknown, one seed" if std is None else f"{std:.2f} {unit or 'points'}"
         for name, std in report["difference_std"].items()
+        for unit in (_unit(report, name),)
     }
     return {
         "published": report["source"],
@@ -196,10 +214,16 @@ def _facts(report: Record) -> dict[str, str]:
         "data": f"{report['dataset']} {report['split']}, data digest {report['data_digest']}",
         "queries": f"{report['part']}: {samples['test']:,} samples against "
         f"{samples['train']:,} training samples",
+        **{
+            f"data of {_short(name)}": f"{other['dataset']} {other['split']}, data digest "
+            f"{other['data_digest']}, {other['samples']['test']:,} samples against "
+            f"{other['samples']['train']:,}"
+            for name, other in report["other_data"].items()
+        },
         "seeds": ", ".join(map(str, report["seeds"])),
         "features": f"student, {_FEATURES[report['features']]}; accuracy after the last epoch",
         **{
-            f"protocol {_SHORT[name]}": settings_line(protocol)
+            f"protocol {_short(name)}": settings_line(protocol)
             for name, protocol in report["protocols"].items()
         },
         "deviation of a difference between seeds": ", ".join(
@@ -225,12 +249,23 @@ _KEY = (
 )
 
 
+def _key(report: Record) -> str:
+    """How to read the numbers."""
+    units = {_short(name): _unit(report, name) for name in report["protocols"]}
+    others = [f"{name}: {unit}" for name, unit in units.items() if unit]
+    if not others:
+        return _KEY
+    return f"{_KEY} Other numbers and their differences are in units of their own: " + (
+        f"{'; '.join(others)}."
+    )
+
+
 def as_markdown(report: Record) -> str:
     """A report as Markdown."""
     lines = [f"# {report['title']}", ""]
     lines += [f"**Warning:** {text}\n" for text in report["warnings"]]
     lines += [f"- **{name}**: {value}" for name, value in _facts(report).items()]
-    lines += ["", _KEY, "", report["noise_rule"], ""]
+    lines += ["", _key(report), "", report["noise_rule"], ""]
     for grid in grids(report):
         marks = ["---"] * grid.words + ["---:"] * (len(grid.columns) - grid.words)
         lines += [f"## {grid.title}", ""]
@@ -245,7 +280,7 @@ def _html(report: Record) -> list[str]:
     parts = [
         warnings(report["warnings"]),
         facts(_facts(report)),
-        f'<p class="faint">{escape(_KEY)}</p><p class="faint">{escape(report["noise_rule"])}</p>',
+        *(f'<p class="faint">{escape(text)}</p>' for text in (_key(report), report["noise_rule"])),
         picture(
             differences_figure(report),
             "differences to the full row, published and ours",
@@ -291,11 +326,11 @@ def differences_figure(report: Record) -> Figure:
             panel.errorbar(
                 [over["points"] for _, over in found],
                 [place for place, _ in found],
-                xerr=[2 * over["error"] for _, over in found],
+                xerr=[2 * (over["error"] or 0) for _, over in found],
                 fmt="o",
                 markersize=4,
                 color=COLOURS[number],
-                label=f"ours, {_SHORT[name]}",
+                label=", ".join(filter(None, ("ours", _short(name), _unit(report, name)))),
             )
         panel.axvline(0, color="#444444", linewidth=1)
         panel.set_yticks(places, [plain(row["label"]) for row in rows])
@@ -318,5 +353,6 @@ def differences_figure(report: Record) -> Figure:
         loc="outside upper right",
         ncols=4,
     )
-    panels[-1].set_xlabel("points over the full row")
+    others = any(_unit(report, name) for name in names)
+    panels[-1].set_xlabel(f"points over the full row{', or units as said' if others else ''}")
     return figure

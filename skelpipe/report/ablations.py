@@ -16,9 +16,12 @@ from skelpipe.checkpoint import read_json
 from skelpipe.config import Recipe, Settings, build, load_recipe
 from skelpipe.errors import UserError
 from skelpipe.manifest import read_manifest
-from skelpipe.report.tables import read_results, united
+from skelpipe.report.tables import headline, read_results, united
 
 Record = dict[str, Any]
+
+_ACCURACY = "accuracy"
+_DATA = ("dataset", "split", "data_digest", "samples")
 
 NOISE_RULE = (
     "Runs of one seed share initial weights, order and probe, so rows are compared seed by seed. A "
@@ -28,6 +31,10 @@ NOISE_RULE = (
     "all pairs of rows; it is unknown, and left out, where there is one seed. Of the queries: the "
     "sum of p (1 - p) / Q over both rows, p being a row's accuracy on Q queries, which more seeds "
     "do not lower; that both rows answer the same queries would lower it and is not made use of."
+)
+_OTHER_NOISE = (
+    " Numbers other than accuracies have the seeds' variance alone: with one seed it is unknown "
+    "whether a difference is within noise."
 )
 
 
@@ -195,7 +202,10 @@ def read_entries(root: Path, recipes: Iterable[str], seeds: Iterable[int]) -> li
 
 @dataclass(frozen=True)
 class Score:
-    """A row's accuracies under one protocol, in per cent, by seed; at least one."""
+    """A row's headlines under one protocol, by seed, at least one: accuracies in per cent, or else.
+
+    See `tables.headline`.
+    """
 
     by_seed: dict[int, float]
 
@@ -230,27 +240,33 @@ def difference_variance(scores: Iterable[Score]) -> float | None:
 
 @dataclass(frozen=True)
 class Comparison:
-    """One row over another: points, and their standard error by `NOISE_RULE`."""
+    """One row over another: points, and their standard error by `NOISE_RULE`; None if unknown."""
 
     points: float
-    error: float
+    error: float | None
 
     @property
-    def within_noise(self) -> bool:
-        return abs(self.points) < 2 * self.error
+    def within_noise(self) -> bool | None:
+        """None if unknown."""
+        return None if self.error is None else abs(self.points) < 2 * self.error
 
 
-def compare(first: Score, second: Score, spread: float | None, queries: int) -> Comparison | None:
+def compare(
+    first: Score, second: Score, spread: float | None, queries: int | None
+) -> Comparison | None:
     """How far one row lies over another; None if they share no seed.
 
     Args:
         first, second: The rows.
         spread: Of `difference_variance`; None where it is unknown, which leaves its part out.
-        queries: Q.
+        queries: Q; None of numbers that are no accuracies, whose part of queries is not known.
     """
     found = differences(first, second)
     if not found:
         return None
+    if queries is None:
+        error = None if spread is None else sqrt(spread / len(found))
+        return Comparison(fmean(found), error)
     binomial = sum(score.mean * (100 - score.mean) / queries for score in (first, second))
     return Comparison(fmean(found), sqrt((spread or 0.0) / len(found) + binomial))
 
@@ -260,7 +276,8 @@ def ablation_report(
 ) -> Record:
     """Published and own numbers of every row, and what can be said of their order.
 
-    Accuracies are the student's after the last epoch.
+    Numbers are the student's after the last epoch: accuracies, or what a protocol's records have as
+    their headline. Accuracies are all of the same data; of other numbers those of one protocol.
 
     Args:
         ablations: What was published.
@@ -294,10 +311,13 @@ def ablation_report(
         for record in records.values():
             if record["protocol"]["name"] == name:
                 protocols.setdefault(name, record["protocol"])
-    first = next(iter(records.values()))
+    measures = {name: _measure(records, name) for name in protocols}
+    data: dict[str, Record] = {}
     for (recipe, seed, _, name), record in records.items():
-        for key in ("dataset", "split", "data_digest", "samples"):
-            _must_equal(f"{recipe}, seed {seed}", key, record[key], first[key])
+        group = _ACCURACY if measures[name]["name"] == _ACCURACY else name
+        data.setdefault(group, {key: record[key] for key in _DATA})
+        for key in _DATA:
+            _must_equal(f"{recipe}, seed {seed}", key, record[key], data[group][key])
         _must_equal(f"{recipe}, seed {seed}", "protocol", record["protocol"], protocols[name])
     for entry in entries:
         for key in ablations.same:
@@ -310,9 +330,13 @@ def ablation_report(
         by_seed = (
             scores[name].setdefault(recipe, Score({})).by_seed if subject == "run" else floor[name]
         )
-        by_seed[seed] = record["results"][0]["accuracy"]
+        by_seed[seed] = headline(record).value
 
-    queries = int(first["samples"]["test"])
+    first = data.get(_ACCURACY) or next(iter(data.values()))
+    queries = {
+        name: int(first["samples"]["test"]) if measure["name"] == _ACCURACY else None
+        for name, measure in measures.items()
+    }
     spread = {name: difference_variance(scores[name].values()) for name in protocols}
     tables = [
         {
@@ -329,7 +353,7 @@ def ablation_report(
                             row.recipe,
                             ablations.full_of(table),
                             spread[name],
-                            queries,
+                            queries[name],
                         )
                         for name in protocols
                     },
@@ -345,28 +369,44 @@ def ablation_report(
         "title": ablations.title,
         "source": ablations.source,
         "scale": {"name": scale, "title": ablations.scales[scale].title},
-        **{key: first[key] for key in ("dataset", "split", "data_digest", "samples")},
+        **first,
+        "other_data": {name: data[name] for name in protocols if data.get(name, first) != first},
         "part": part,
         "features": features,
         "warnings": united(record["warnings"] for record in records.values()),
         "training": {key: entries[0].settings[key] for key in ablations.same},
         "protocols": protocols,
+        "measures": measures,
         "seeds": sorted({entry.seed for entry in entries}),
         "columns": {key: column.model_dump() for key, column in ablations.columns.items()},
         "tables": tables,
         "floor": {name: _score(Score(found)) if found else None for name, found in floor.items()},
         "difference_std": {name: None if v is None else sqrt(v) for name, v in spread.items()},
         "orderings": {
-            name: _orderings(ablations, name, scores[name], spread[name], queries)
+            name: _orderings(
+                ablations,
+                name,
+                scores[name],
+                spread[name],
+                queries[name],
+                lower_is_better=measures[name]["lower_is_better"],
+            )
             for name in protocols
         },
-        "noise_rule": NOISE_RULE,
+        "noise_rule": NOISE_RULE + (_OTHER_NOISE if None in queries.values() else ""),
         "notes": list(ablations.notes),
         "readings": [
             *ablations.readings,
             *united(record["readings"] for record in records.values()),
         ],
     }
+
+
+def _measure(records: Mapping[Any, Record], protocol: str) -> Record:
+    """What a protocol's numbers are: their name, and whether the lower is the better."""
+    found = next(r for r in records.values() if r["protocol"]["name"] == protocol)
+    first = headline(found)
+    return {"name": first.name, "lower_is_better": first.lower_is_better}
 
 
 def _must_equal(where: str, key: str, found: object, expected: object) -> None:
@@ -386,7 +426,11 @@ def _score(score: Score) -> Record:
 
 
 def _own(
-    scores: Mapping[str, Score], recipe: str, full: str, spread: float | None, queries: int
+    scores: Mapping[str, Score],
+    recipe: str,
+    full: str,
+    spread: float | None,
+    queries: int | None,
 ) -> Record | None:
     """A row's score, and its difference to the full row's where both were run."""
     if recipe not in scores:
@@ -403,13 +447,16 @@ def _orderings(
     protocol: str,
     scores: Mapping[str, Score],
     spread: float | None,
-    queries: int,
+    queries: int | None,
+    *,
+    lower_is_better: bool,
 ) -> list[Record]:
     """Every pair of rows of a table whose published numbers differ, the better one first.
 
-    Numbers are those of the column that the protocol is compared with; ours are accuracies, of
-    which the higher is better whatever that column holds.
+    Numbers are those of the column that the protocol is compared with. Of ours the lower is better
+    where the protocol's are such, whatever that column holds.
     """
+    own = -1 if lower_is_better else 1
     found = []
     for table in ablations.tables:
         column = ablations.column_for(table, protocol)
@@ -432,7 +479,7 @@ def _orderings(
                     record |= {
                         "ours": over.points,
                         "error": over.error,
-                        "holds": over.points > 0,
+                        "holds": own * over.points > 0,
                         "within_noise": over.within_noise,
                     }
             found.append(record)
@@ -440,15 +487,20 @@ def _orderings(
 
 
 def count_orderings(orderings: Iterable[Record]) -> dict[str, int]:
-    """How many orderings there are, were measured, hold, are reversed, and are within noise."""
+    """How many orderings there are, were measured, hold, are reversed, and are within noise.
+
+    The last count is of those that are measured and whose noise is unknown.
+    """
     found = list(orderings)
     measured = [record for record in found if record["ours"] is not None]
-    clear = [record for record in measured if not record["within_noise"]]
+    clear = [record for record in measured if record["within_noise"] is False]
+    unknown = sum(record["within_noise"] is None for record in measured)
     return {
         "published": len(found),
         "measured": len(measured),
         "hold": sum(record["holds"] for record in measured),
         "hold_beyond_noise": sum(record["holds"] for record in clear),
         "fail_beyond_noise": sum(not record["holds"] for record in clear),
-        "within_noise": len(measured) - len(clear),
+        "within_noise": len(measured) - len(clear) - unknown,
+        "noise_unknown": unknown,
     }

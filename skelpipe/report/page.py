@@ -17,12 +17,13 @@ from skelpipe.methods import build_method
 from skelpipe.methods.slim import SLiM, chance_loss
 from skelpipe.protocols.features import default_kind, encode_by, extract, viewer
 from skelpipe.protocols.question import load_encoder
-from skelpipe.protocols.settings import load_protocol
+from skelpipe.protocols.settings import Knn, load_protocol
 from skelpipe.random import fold
 from skelpipe.report.html import facts, picture, table, warnings, write_html
 from skelpipe.report.plots import (
     confusion_figure,
     feature_map_figure,
+    horizon_figure,
     loss_figure,
     views_figure,
 )
@@ -52,6 +53,7 @@ _SHORT = {
     "transfer-linear": "linear on another set",
     "occlusion-spatial": "linear, parts hidden",
     "occlusion-temporal": "linear, frames hidden",
+    "motion": "motion prediction",
 }
 
 
@@ -174,7 +176,7 @@ def _pictures(
                 ),
             ]
     for record in records:
-        if record["subject"] == "run":
+        if record["subject"] == "run" and "confusion" in record:
             network = record["results"][0]["network"]
             parts += [
                 f"<h2>Confusions, {escape(features_name(record))}: "
@@ -184,6 +186,17 @@ def _pictures(
                     "confusion matrix",
                     f"The {network}'s answers, {record['part']}: shades are shares of a true "
                     "class, numbers are samples.",
+                ),
+            ]
+    for group in comparable(records):
+        if "baselines" in group[0]:
+            rows = [*(row for record in group for row in record["results"]), *group[0]["baselines"]]
+            parts += [
+                f"<h2>By how far ahead: {escape(group[0]['protocol']['title'])}</h2>",
+                picture(
+                    horizon_figure({row["network"]: row["by_horizon"] for row in rows}),
+                    "error by horizon",
+                    "Means over joints and test samples, of the frames after those observed.",
                 ),
             ]
     return parts
@@ -210,6 +223,7 @@ def _features(run: Run, data: Path, device: torch.device) -> Figure:
     card = read_card(data)
     source = open_source(data, select(data, "test"), device, run.recipe.train.source)
     recipe, protocol = run.recipe, load_protocol("knn")
+    assert isinstance(protocol, Knn)
     student = encode_by(load_encoder(run, card.topology).to(device).eval(), default_kind(recipe))
     see = viewer(recipe, card.topology, protocol.centre)
     (features_ND,) = extract(source, [student], see)

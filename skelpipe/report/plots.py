@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from io import BytesIO
 from typing import TYPE_CHECKING
 
@@ -237,6 +237,33 @@ def confusion_figure(counts: Sequence[Sequence[int]], classes: Sequence[str]) ->
             )
     bar = figure.colorbar(image, ax=panel, shrink=0.6)
     bar.set_label("% of the true class")
+    return figure
+
+
+def horizon_figure(by_horizon: Mapping[str, Mapping[str, float]]) -> Figure:
+    """How far predictions are off, by how far ahead they look.
+
+    Args:
+        by_horizon: For each network or rule, by its name: mean distances in mm by milliseconds.
+    """
+    figure = Figure(figsize=(9, 4), layout="constrained")
+    panel = figure.subplots()
+    for number, (name, distances) in enumerate(by_horizon.items()):
+        panel.plot(
+            [float(horizon) for horizon in distances],
+            list(distances.values()),
+            color=colour(number),
+            marker=_MARKERS[number % len(_MARKERS)],
+            markersize=4,
+            linewidth=1.6,
+            label=plain(name),
+        )
+    panel.set_xlabel("ahead, ms")
+    panel.set_ylabel("mean distance of a joint, mm")
+    panel.set_ylim(bottom=0)
+    panel.grid(color="#E3E6EA", linewidth=0.6)
+    panel.spines[["top", "right"]].set_visible(False)
+    panel.legend(frameon=False, fontsize=9)
     return figure
 
 

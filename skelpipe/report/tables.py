@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,39 @@ class Gain:
         return self.accuracy - self.floor_accuracy
 
 
+@dataclass(frozen=True)
+class Headline:
+    """The number that a record is about: top-1 accuracy in per cent, or what its task has instead.
+
+    Attributes:
+        name: "accuracy", "mpjpe" and the like.
+        value: Of the record's first network.
+        lower_is_better: Such as an error.
+    """
+
+    name: str
+    value: float
+    lower_is_better: bool
+
+    @property
+    def text(self) -> str:
+        """Such as "87.5 %"; of other numbers, with their names."""
+        if self.name == "accuracy":
+            return f"{self.value:.1f} %"
+        return f"{MEASURES.get(self.name, self.name)} {self.value:.1f}"
+
+
+MEASURES = {"mpjpe": "MPJPE, mm"}
+"""Names of headlines, as they are shown."""
+
+
+def headline(record: Record) -> Headline:
+    """What a record says first."""
+    accuracy = {"name": "accuracy", "lower_is_better": False}
+    found = record.get("headline") or accuracy | {"value": record["results"][0]["accuracy"]}
+    return Headline(found["name"], found["value"], found["lower_is_better"])
+
+
 def read_results(run: Path) -> list[Record]:
     """All evaluation records of a run folder, by file name; none where nothing was evaluated."""
     return [read_json(path) for path in sorted((run / "results").glob("*.json"))]
@@ -98,14 +132,17 @@ def comparable(records: Iterable[Record]) -> list[list[Record]]:
 
 
 def gains(group: Sequence[Record]) -> list[Gain]:
-    """The run's first network (the student) over each of its floors in a group of `comparable`."""
+    """The run's first network (the student) over each of its floors in a group of `comparable`.
+
+    None where the group is not about accuracies.
+    """
     return [
         Gain(
             row["network"], features_name(record), row["accuracy"],
             floor["network"], floor["accuracy"],
         )
         for record in group
-        if record["subject"] == "run"
+        if record["subject"] == "run" and headline(record).name == "accuracy"
         for row in record["results"][:1]
         for floor in _floors(record, group).values()
     ]  # fmt: skip
@@ -152,6 +189,8 @@ def settings_line(protocol: Record) -> str:
 def result_table(group: Sequence[Record]) -> Table:
     """The table of one group of `comparable`."""
     first = group[0]
+    if headline(first).name == "mpjpe":
+        return motion_table(group)
     subjects = {record["subject"]: record["results"][0]["network"] for record in group}
     floors = [name for name in _FLOORS if name in subjects]
     trained = any(record["subject"] == "run" for record in group)
@@ -192,6 +231,59 @@ def result_table(group: Sequence[Record]) -> Table:
         title=first["protocol"]["title"],
         subtitle=_data_line(first),
         columns=tuple(columns),
+        rows=tuple(rows),
+        numbers=settings_line(first["protocol"]),
+        warnings=united(record["warnings"] for record in group),
+        readings=united(record["readings"] for record in group),
+    )
+
+
+def motion_table(group: Sequence[Record]) -> Table:
+    """The table of a group of motion predictions: distances in mm, in all and by how far ahead.
+
+    Networks come first, an untrained one last, then what needs no network. Of the horizons at most
+    five are shown, evenly apart, the last among them.
+    """
+    first = group[0]
+    still = first["baselines"][0]
+    untrained = next((r["results"][0] for r in group if r["subject"] == "random-init"), None)
+    over = {"zero velocity": still}
+    if untrained and any(record["subject"] == "run" for record in group):
+        over["untrained encoder"] = untrained
+    named = [
+        (row["network"] + (" (floor)" if floor else ""), state, row)
+        for rows, state, floor in (
+            *((r["results"], r["protocol"]["encoder"], r["subject"] != "run") for r in group),
+            (first["baselines"], "", True),
+        )
+        for row in rows
+    ]
+    horizons = list(still["by_horizon"])
+    horizons = horizons[:: -ceil(len(horizons) / 5)][::-1]
+    rows = [
+        (
+            name,
+            state,
+            f"{row['mpjpe']:.1f}",
+            *("" if row is other else f"{row['mpjpe'] - other['mpjpe']:+.1f}"
+              for other in over.values()),
+            *(f"{row['by_horizon'][horizon]:.1f}" for horizon in horizons),
+        )
+        for name, state, row in named
+    ]  # fmt: skip
+    windows = first["windows"]
+    short = sum(len(part["left_out"]) for part in windows.values())
+    return Table(
+        title=first["protocol"]["title"],
+        subtitle=f"{_data_line(first)}; {windows['test']['samples']:,} and "
+        f"{windows['train']['samples']:,} of them have a window, {short:,} have none",
+        columns=(
+            "network",
+            "encoder",
+            MEASURES["mpjpe"],
+            *(f"over {name}" for name in over),
+            *(f"{horizon} ms" for horizon in horizons),
+        ),
         rows=tuple(rows),
         numbers=settings_line(first["protocol"]),
         warnings=united(record["warnings"] for record in group),

@@ -406,6 +406,7 @@ def test_orderings_are_those_of_strict_published_pairs() -> None:
         "hold_beyond_noise": 1,
         "fail_beyond_noise": 1,
         "within_noise": 3,
+        "noise_unknown": 0,
     }
 
 
@@ -688,3 +689,101 @@ def test_entries_are_read_from_the_folders_of_rows_and_seeds(tmp_path: Path) -> 
     found = read_entries(tmp_path, ["a", "b", "c"], [0, 1, 2])
     assert [(entry.recipe, entry.seed) for entry in found] == [("a", 0), ("a", 1)]
     assert found[1].results[0]["results"][0]["accuracy"] == 51
+
+
+def distance(value: float, **changes: Any) -> dict[str, Any]:
+    """A record of motion prediction, whose headline is no accuracy."""
+    told = {"name": "mpjpe", "value": value, "lower_is_better": True}
+    return result(0, "forecast", features="last", **changes) | {
+        "results": [{"network": "student", "mpjpe": value}],
+        "headline": told,
+    }
+
+
+def with_distances(seeds: int) -> dict[str, Any]:
+    """Rows with accuracies and, one a seed, distances: A's 150 and 152, B's 140 and 136."""
+    ablations = MANY_COLUMNS.model_copy(update={"protocols": ("linear", "forecast")})
+    rows = {"a": (60.0, [150.0, 152.0]), "b": (70.0, [140.0, 136.0]), "all": (80.0, [141.0, 141.0])}
+    found = [
+        Entry(
+            row,
+            seed,
+            OF_LAST_FRAME,
+            [
+                result(accuracy, features="last"),
+                distance(distances[seed], dataset="other", samples={"train": 9, "test": 4}),
+            ],
+        )
+        for row, (accuracy, distances) in rows.items()
+        for seed in range(seeds)
+    ]
+    floor = distance(160.0, subject="random-init", dataset="other", samples={"train": 9, "test": 4})
+    found[-1].results.append(floor)
+    return ablation_report(ablations, "tiny", found, part="test", features="last")
+
+
+def test_of_distances_the_lower_is_better_and_seeds_alone_tell_noise() -> None:
+    report = with_distances(2)
+    assert report["measures"] == {
+        "linear": {"name": "accuracy", "lower_is_better": False},
+        "forecast": {"name": "mpjpe", "lower_is_better": True},
+    }
+    found = {
+        (record["better"], record["worse"]): record
+        for record in report["orderings"]["forecast"]
+        if record["table"] == 3
+    }
+    # Published: all 100.5, B 120.5, A 140.5. Ours: a-b is 10 and 16, a-all 9 and 11, b-all -1, -5.
+    spread = (18 + 2 + 8) / 3
+    assert report["difference_std"]["forecast"] == pytest.approx(sqrt(spread))
+    assert found["B", "A"]["published"] == -20
+    assert found["B", "A"]["ours"] == -13
+    assert found["B", "A"]["error"] == pytest.approx(sqrt(spread / 2))
+    assert found["B", "A"]["holds"]
+    assert found["B", "A"]["within_noise"] is False
+    assert found["all", "B"]["ours"] == 3
+    assert not found["all", "B"]["holds"]
+    assert found["all", "B"]["within_noise"] is True
+    rows = {row["label"]: row["ours"]["forecast"] for row in report["tables"][0]["rows"]}
+    assert rows["A"]["by_seed"] == {"0": 150, "1": 152}
+    assert rows["A"]["over_full"] == {"points": 10, "error": pytest.approx(sqrt(spread / 2))}
+    assert report["floor"]["forecast"]["mean"] == 160
+    assert report["noise_rule"].endswith("within noise.")
+    # Accuracies are as they would be without.
+    assert report["dataset"] == "toy"
+    assert report["other_data"]["forecast"]["dataset"] == "other"
+    linear = {row["label"]: row["ours"]["linear"] for row in report["tables"][0]["rows"]}
+    error = sqrt((60 * 40 + 80 * 20) / 400)
+    assert linear["A"]["over_full"] == {"points": -20, "error": pytest.approx(error)}
+
+
+def test_noise_of_distances_is_unknown_with_one_seed(tmp_path: Path) -> None:
+    report = with_distances(1)
+    forecast = report["orderings"]["forecast"]
+    counts = count_orderings(r for r in forecast if r["table"] == 3)
+    assert (counts["measured"], counts["hold"], counts["noise_unknown"]) == (3, 3 - 1, 3)
+    assert counts["hold_beyond_noise"] == counts["fail_beyond_noise"] == counts["within_noise"] == 0
+    counts = count_orderings(r for r in report["orderings"]["linear"] if r["table"] == 3)
+    assert counts["noise_unknown"] == 0
+    text = as_markdown(report)
+    for words in (
+        "| holds, noise unknown |", "| fails, noise unknown |", "noise unknown |",
+        "forecast by seed, MPJPE, mm (lower is better)", "data of forecast",
+        "forecast: MPJPE, mm (lower is better).", "published error in mm (lower is better)",
+    ):  # fmt: skip
+        assert words in text, words
+    assert "noise unknown" not in as_markdown(report_of(entries(a=[50], all=[60])))
+    for path in write_report(tmp_path, json.loads(json.dumps(report))):
+        assert path.stat().st_size
+    for grid in grids(report):
+        assert all(len(row) == len(grid.columns) for row in grid.rows)
+
+
+def test_distances_of_different_data_are_never_mixed() -> None:
+    ablations = MANY_COLUMNS.model_copy(update={"protocols": ("linear", "forecast")})
+    found = [
+        Entry(row, 0, OF_LAST_FRAME, [distance(100.0, split=split)])
+        for row, split in (("a", "half"), ("b", "other"))
+    ]
+    with pytest.raises(UserError, match=r"differ in 'split'(.|\n)*place: b, seed 0"):
+        ablation_report(ablations, "tiny", found, part="test", features="last")

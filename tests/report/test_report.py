@@ -20,6 +20,7 @@ from skelpipe.report.plots import (
     confusion_figure,
     data_uri,
     feature_map_figure,
+    horizon_figure,
     loss_figure,
     views_figure,
 )
@@ -172,6 +173,46 @@ def test_a_page_loads_nothing_and_escapes_everything(tmp_path: Path) -> None:
     assert "<script" not in text
     assert "&lt;script&gt;alert" in text
     assert_self_contained(text)
+
+
+def test_a_page_draws_how_far_off_predictions_are(tmp_path: Path) -> None:
+    def predicted(network: str, near: float, far: float) -> dict[str, Any]:
+        both = {"33": near, "67": far}
+        return {"network": network, "mpjpe": (near + far) / 2, "by_horizon": both}
+
+    run = fabricated_run(tmp_path)
+    (run.folder / "results").mkdir()
+    settings = load_protocol("motion").model_dump(mode="json")
+    for name, subject, row in (
+        ("motion", "run", predicted("student", 10.0, 16.0)),
+        ("motion-random-init", "random-init", predicted("untrained encoder", 12.0, 18.5)),
+    ):
+        told = record(
+            subject,
+            protocol=settings,
+            results=[row],
+            headline={"name": "mpjpe", "value": row["mpjpe"], "lower_is_better": True},
+            baselines=[predicted("zero velocity", 12.0, 20.0)],
+            windows={part: {"samples": 3, "left_out": ["short"]} for part in ("train", "test")},
+        )
+        (run.folder / "results" / f"{name}.json").write_text(json.dumps(told))
+    page = tmp_path / "report.html"
+    write_page(run, page, title="A run")
+    text = page.read_text()
+    assert "error by horizon" in text
+    assert "<td>student</td>" in text
+    for cell in ("13.0", "-3.0", "-2.2", "15.2", "16.0"):
+        assert f">{cell}<" in text, cell
+    assert "2 have none" in text
+    assert_self_contained(text)
+
+
+def test_a_curve_has_an_error_for_each_horizon() -> None:
+    panel = horizon_figure(
+        {"student": {"33": 1.5, "67": 2.5}, "rule": {"33": 2.0, "67": 4.0}}
+    ).axes[0]
+    assert [list(line.get_xdata()) for line in panel.lines] == [[33, 67]] * 2
+    assert [list(line.get_ydata()) for line in panel.lines] == [[1.5, 2.5], [2.0, 4.0]]
 
 
 def test_a_page_says_that_nothing_was_evaluated(tmp_path: Path) -> None:
