@@ -91,7 +91,7 @@ def test_each_protocol_has_a_file_of_its_own(data: Path, tmp_path: Path) -> None
         ).name
         for name in CHANGES
     }
-    assert written == {f"{name}-raw.json" for name in PROTOCOLS}
+    assert written == {f"{name}-raw.json" for name in CHANGES}
 
 
 def test_validation_leaves_the_test_part_alone(data: Path) -> None:
