@@ -88,8 +88,7 @@ def check_own(run: Run) -> None:
             "an imported run cannot be continued",
             file=run.folder,
             found=f"weights of {run.data['imported']['file']}",
-            remedy=f"evaluate it: skelpipe evaluate --protocol knn --run {run.folder}; or start a "
-            "new run",
+            remedy=f"evaluate it: skelpipe evaluate --run {run.folder}; or start a new run",
         )
 
 
@@ -165,7 +164,7 @@ def save_checkpoint(
     run: Path,
     step: int,
     student: nn.Module,
-    teacher: nn.Module,
+    teacher: nn.Module | None,
     optimiser: torch.optim.Optimizer | None,
     state: Mapping[str, Any],
     keep: int,
@@ -173,7 +172,7 @@ def save_checkpoint(
     """Save a checkpoint so that it stands whole or not at all, then drop older ones but ``keep``.
 
     Later ones go too: a run that went back behind a damaged checkpoint leaves it behind. Without an
-    optimiser it can be evaluated, not continued.
+    optimiser it can be evaluated, not continued; without a teacher it has none to evaluate.
 
     Raises:
         UserError: The disk is full; the checkpoints before this one stand.
@@ -186,7 +185,8 @@ def save_checkpoint(
             shutil.rmtree(left, ignore_errors=True)
         new.mkdir()
         save_file(student.state_dict(), new / "student.safetensors")
-        save_file(teacher.state_dict(), new / "teacher.safetensors")
+        if teacher is not None:
+            save_file(teacher.state_dict(), new / "teacher.safetensors")
         if optimiser is not None:
             save_file(_optimiser_tensors(student, optimiser), new / "optimiser.safetensors")
         write_json(new / "state.json", state)

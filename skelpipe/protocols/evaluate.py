@@ -89,7 +89,7 @@ def evaluate(
         "samples": {"train": len(train), "test": len(test)},
         "data_digest": card.data_digest,
         "warnings": list(card.warnings),
-        "readings": recipe.readings(),
+        "readings": _readings(recipe, run),
         "seed": seed,
         "results": found.rows,
         "classes": list(card.classes),
@@ -163,6 +163,13 @@ def _recognition(answers: Sequence[Answer], question: Question) -> Found:
     ).sum(0)
     scores = pack_scores(question.test.table["key"].to_pylist(), label_N, answers[0].scores[0])
     return Found(rows, {"confusion": confusion.tolist()}, {_SCORES: scores})
+
+
+def _readings(recipe: Recipe, run: Run | None) -> list[str]:
+    """The recipe's, or of an imported run its own: it was trained by others."""
+    if run is not None and "imported" in run.data:
+        return list(run.data["readings"])
+    return recipe.readings()
 
 
 def part_name(val_subjects: Sequence[int]) -> str:
