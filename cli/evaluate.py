@@ -147,6 +147,7 @@ def evaluate(
                 console.print(f"protocol {protocol}: the first run's own", soft_wrap=True)
             _fuse(fuse or [], more or [], weights, Wanted(protocol or "", kind, held_out))
         return
+    settings = load_protocol(protocol, change or []) if protocol else None
     found = None
     if run is not None or recipe is None:
         found = read_run(run) if run else newest_run(runs_root())
@@ -156,12 +157,12 @@ def evaluate(
             remedy="add --random-init or --raw-features, or leave out --recipe",
         )
     chosen = load_recipe(recipe) if recipe else found.recipe if found else load_recipe("slim")
-    if protocol is None:
+    if settings is None:
         published = found.data.get("probe") if found and recipe is None else None
         protocol = published or own_probe(chosen)
         whose = f"run {found.folder.name} was" if found and published else f"{chosen.method} is"
         console.print(f"protocol {protocol}: what {whose} published with", soft_wrap=True)
-    settings = load_protocol(protocol, change or [])
+        settings = load_protocol(protocol, change or [])
     folder = data
     if folder is None and found and "imported" not in found.data:
         folder = set_folder(found.data.get("url") or found.data["folder"])

@@ -12,6 +12,7 @@ import skelpipe
 from skelpipe.errors import UserError
 
 from .bench import bench
+from .compare import compare
 from .console import console, errors, show_error
 from .demo import demo
 from .evaluate import evaluate
@@ -35,8 +36,8 @@ app = typer.Typer(
     add_completion=False,
 )
 COMMANDS = (
-    synth, new_dataset, prepare, info, show, verify, pretrain, new_job, import_, evaluate, table,
-    demo, bench,
+    synth, new_dataset, prepare, info, show, verify, pretrain, new_job, import_, evaluate, compare,
+    table, demo, bench,
 )  # fmt: skip
 for command in COMMANDS:
     app.command(command.__name__.strip("_").replace("_", "-"))(command)

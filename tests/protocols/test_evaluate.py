@@ -13,7 +13,12 @@ from skelpipe.protocols.settings import PROTOCOLS, load_protocol
 from skelpipe.train import start_run, train
 
 QUICK = ("epochs=3", "batch=4", "random.shortest=4")
-CHANGES = {"knn": (), "linear": QUICK, "linear-pcm3": (*QUICK, "drops=[1, 2]")}
+CHANGES = {
+    "knn": (),
+    "linear": QUICK,
+    "linear-cmd": (*QUICK, "drops=[1, 2]"),
+    "linear-pcm3": (*QUICK, "drops=[1, 2]"),
+}
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +89,7 @@ def test_each_protocol_has_a_file_of_its_own(data: Path, tmp_path: Path) -> None
         ).name
         for name in PROTOCOLS
     }
-    assert written == {"knn-raw.json", "linear-raw.json", "linear-pcm3-raw.json"}
+    assert written == {f"{name}-raw.json" for name in PROTOCOLS}
 
 
 def test_validation_leaves_the_test_part_alone(data: Path) -> None:
