@@ -92,11 +92,8 @@ def import_(
         "the file does not say what it was trained on: evaluate it on the split it was released for"
     )
     for run in runs:
-        _next(run.data["probe"], run)
-
-
-def _next(probe: str, run: Run) -> None:
-    _say(f"next: skelpipe evaluate --protocol {probe} --run {quote(str(run.folder))}")
+        command = f"skelpipe evaluate --protocol {run.data['probe']}"
+        _say(f"next: {command} --run {quote(str(run.folder))}")
 
 
 def _what(run: Run) -> str:

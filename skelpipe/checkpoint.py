@@ -4,7 +4,8 @@ A run folder holds recipe.json, data.json, metrics.jsonl, checkpoints/STEP/ and 
 checkpoint holds student, teacher and optimiser as safetensors, state.json and the marker
 "complete" with the SHA-256 of each; one without the marker does not exist as far as anything here
 is concerned. In a marker of older runs nothing stands: those files are taken as they are. A run
-that was imported has one checkpoint without an optimiser, and data.json says where it is from.
+that was imported has one checkpoint without an optimiser, perhaps of encoders alone, and data.json
+says where it is from.
 """
 
 from __future__ import annotations
@@ -51,7 +52,8 @@ class Run:
         folder: Where it lies.
         recipe: As resolved when it started.
         data: data.json: the prepared set's folder, digests, split, held-out subjects. An imported
-            run has none of these, but says under "imported" where it is from.
+            run has none of these, but says under "imported" where it is from, and under "probe" the
+            linear evaluation that it was published with.
     """
 
     folder: Path

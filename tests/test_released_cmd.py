@@ -138,6 +138,21 @@ def test_a_tensor_that_does_not_fit_is_named(
     assert said in message
 
 
+@pytest.mark.parametrize(
+    ("change", "place"),
+    [
+        ("encoder.layers=2", "place: encoder_q.encoder.gru.weight_ih_l2"),
+        ("encoder.layers=4", "place: encoder.first.3."),
+        ("encoder.hidden=5", "place: encoder_q.encoder.gru.weight_ih_l0"),
+    ],
+)
+def test_settings_that_do_not_fit_the_tensors_are_named(
+    tmp_path: Path, change: str, place: str
+) -> None:
+    file = save(tmp_path / "cmd.pth.tar", Released().state_dict())
+    assert place in refusal(file, changes=[change])
+
+
 def test_a_pickle_that_asks_for_more_is_not_run(tmp_path: Path) -> None:
     trace, state = tmp_path / "trace", Released().state_dict()
     message = refusal(save(tmp_path / "evil.pth.tar", state, optimizer=Burglar(trace)))

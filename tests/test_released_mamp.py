@@ -236,9 +236,10 @@ def test_a_tensor_that_does_not_fit_is_named(
 
 def test_settings_that_do_not_fit_the_tensors_are_named(tmp_path: Path) -> None:
     file = save(tmp_path / "mamp.pth", state())
-    assert "place: blocks.0.norm1" not in refusal(file, "encoder.heads=5")
     assert "no multiple of encoder.heads 5" in refusal(file, "encoder.heads=5")
     assert "place: blocks.1.norm1.weight" in refusal(file, "encoder.layers=1")
+    assert "place: blocks.2." in refusal(file, "encoder.layers=3")
+    assert "no class token" in refusal(file, "encoder.registers=4")
     assert "place: temp_embed" in refusal(file, "views.frames=64")
     assert "has no setting 'encoder.head'" in refusal(file, "encoder.head=8")
 

@@ -20,6 +20,7 @@ from skelpipe.methods.pcm3_released import STREAMS, Stream, branch_layers, branc
 from skelpipe.methods.released_tensors import (
     MisfitError,
     check_names,
+    check_places,
     fitted,
     misfits_named,
     size,
@@ -120,14 +121,11 @@ def _encoder(
         whole = nn.ModuleDict(
             {"encoder": encoder, "projector": Projector(2 * recipe.encoder.hidden, out=embedding)}
         )
-    like, state = whole.state_dict(), {}
-    for key, ours in branch_names(theirs, "", layers).items():
+    like, names = whole.state_dict(), branch_names(theirs, "", layers)
+    for key in names:
         if key not in tensors:
             raise MisfitError(key, "nothing", "a tensor")
-        if ours not in like:  # settings of one's own may leave no place for it
-            raise MisfitError(key, tuple(tensors[key].shape), "nothing under these settings")
-        state[ours] = fitted(key, tensors[key], like[ours])
-    own = {key: state[key] for key in like if key.startswith("encoder.") and key in state}
-    found = nn.ModuleDict({"encoder": encoder})
-    found.load_state_dict(own, assign=True)
-    return found
+    check_places(names, tensors, like)
+    state = {ours: fitted(key, tensors[key], like[ours]) for key, ours in names.items()}
+    whole.load_state_dict(state, assign=True)
+    return nn.ModuleDict({"encoder": encoder})

@@ -18,10 +18,12 @@ import torch
 from torch import Tensor, nn
 
 from skelpipe.config import SLiMRecipe, apply_changes, build
+from skelpipe.errors import UserError
 from skelpipe.manifest import load_topology
 from skelpipe.methods.released_tensors import (
     MisfitError,
     check_names,
+    check_places,
     count_layers,
     fitted,
     misfits_named,
@@ -124,13 +126,15 @@ def _convert(tensors: Mapping[str, Tensor], changes: Sequence[str]) -> Released:
     with torch.device("meta"):  # whatever sizes a file claims, this costs no memory
         encoder = build_encoder(recipe, load_topology("kinect_v2"))
     like = encoder.state_dict()
-    for key, ours in names.items():
-        if ours not in like:  # settings of one's own may leave no place for it
-            raise MisfitError(key, tuple(tensors[key].shape), "nothing under these settings")
+    if len(like["prefix"]):
+        raise UserError(
+            "MAMP's encoder has no class token and no registers",
+            remedy="leave out encoder.class_token and encoder.registers",
+        )
+    alone = ("prefix", "mask_token")  # ours: no token stands before, and none is masked
+    check_places(names, tensors, [ours for ours in like if ours not in alone])
     state = {ours: _converted(key, tensors[key], like[ours]) for key, ours in names.items()}
-    # What is ours alone: no prefix stands, and nothing is masked.
-    for ours in ("prefix", "mask_token"):
-        state[ours] = torch.zeros(like[ours].shape)
+    state |= {ours: torch.zeros(like[ours].shape) for ours in alone}
     encoder.load_state_dict(state, assign=True)
     return Released(recipe, nn.ModuleDict({"encoder": encoder}))
 
@@ -138,10 +142,8 @@ def _convert(tensors: Mapping[str, Tensor], changes: Sequence[str]) -> Released:
 def _sizes(tensors: Mapping[str, Tensor], layers: int) -> list[str]:
     """Settings that the tensors' shapes tell."""
     dim, patch = size(tensors, _PATCH, 0, dims=4), size(tensors, _PATCH, 2, dims=4)
-    steps, hidden = (
-        size(tensors, "temp_embed", 1, dims=4),
-        size(tensors, "blocks.0.mlp.fc1.weight", 0),
-    )
+    steps = size(tensors, "temp_embed", 1, dims=4)
+    hidden = size(tensors, "blocks.0.mlp.fc1.weight", 0)
     ratio = hidden / dim
     if int(dim * ratio) != hidden:  # by rounding
         ratio = (hidden + 0.5) / dim

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -89,6 +89,28 @@ def size(tensors: Mapping[str, Tensor], key: str, axis: int, dims: int = 2, leas
         words = {2: "two", 4: "four"}
         raise MisfitError(key, tuple(shape), f"{words[dims]} dimensions, of {least} at least")
     return shape[axis]
+
+
+def check_places(
+    names: Mapping[str, str], tensors: Mapping[str, Tensor], places: Iterable[str]
+) -> None:
+    """Hold what is released against our places for it, which settings of one's own may change.
+
+    Args:
+        names: Their name -> ours.
+        tensors: As released, of all these names.
+        places: Names in our state.
+
+    Raises:
+        MisfitError: A tensor without a place, or a place without a tensor.
+    """
+    places = set(places)
+    for key, ours in names.items():
+        if ours not in places:
+            raise MisfitError(key, tuple(tensors[key].shape), "nothing, under these settings")
+    empty = sorted(places - set(names.values()))
+    if empty:
+        raise MisfitError(empty[0], "nothing", "a tensor, under these settings")
 
 
 def fitted(key: str, tensor: Tensor, like: Tensor, shape: tuple[int, ...] | None = None) -> Tensor:
