@@ -31,8 +31,12 @@ _PATIENCE = 600.0
 
 def evaluate(
     protocol: Annotated[
-        str, typer.Option(help="knn, linear (as MAMP's) or linear-pcm3 (as PCM3's).")
-    ],
+        str | None,
+        typer.Option(
+            help="knn, linear (as MAMP's), linear-pcm3 or linear-cmd (as theirs). "
+            "[default: the linear one that the run was published with]"
+        ),
+    ] = None,
     run: Annotated[
         Path | None, typer.Option(help="Run folder. [default: the newest with a checkpoint]")
     ] = None,
@@ -85,7 +89,9 @@ def evaluate(
 
     Examples:
 
-        skelpipe evaluate --protocol knn                  (the newest run)
+        skelpipe evaluate                                 (the newest run, its method's probe)
+
+        skelpipe evaluate --protocol knn
 
         skelpipe evaluate --protocol linear --run runs/NAME --features class
 
@@ -104,7 +110,7 @@ def evaluate(
     from skelpipe.protocols.evaluate import evaluate as run_protocol
     from skelpipe.protocols.evaluate import write_result
     from skelpipe.protocols.fusion import Wanted
-    from skelpipe.protocols.settings import PROTOCOLS, load_protocol
+    from skelpipe.protocols.settings import PROTOCOLS, load_protocol, own_probe
     from skelpipe.protocols.transfer import check_named_set
     from skelpipe.report.tables import comparable, read_results, result_table
     from skelpipe.shards.card import read_card
@@ -113,7 +119,7 @@ def evaluate(
     if ranks.rank:
         console.quiet = True
     where = choose_device(device, ranks.local_rank)
-    if protocol not in PROTOCOLS:
+    if protocol is not None and protocol not in PROTOCOLS:
         raise UserError(f"unknown protocol '{protocol}'", remedy=nearest(protocol, PROTOCOLS))
     if random_init and raw_features:
         raise UserError("--random-init and --raw-features are two floors", remedy="ask for one")
@@ -135,10 +141,13 @@ def evaluate(
                 remedy="leave it out; evaluate each run with it first",
             )
         if not ranks.rank:
-            _fuse(fuse or [], more or [], weights, Wanted(protocol, kind, held_out))
+            if protocol is None and fuse:
+                first = read_run(fuse[0])
+                protocol = first.data.get("probe") or own_probe(first.recipe)
+                console.print(f"protocol {protocol}: the first run's own", soft_wrap=True)
+            _fuse(fuse or [], more or [], weights, Wanted(protocol or "", kind, held_out))
         return
-    settings = load_protocol(protocol, change or [])
-
+    settings = load_protocol(protocol, change or []) if protocol else None
     found = None
     if run is not None or recipe is None:
         found = read_run(run) if run else newest_run(runs_root())
@@ -148,6 +157,12 @@ def evaluate(
             remedy="add --random-init or --raw-features, or leave out --recipe",
         )
     chosen = load_recipe(recipe) if recipe else found.recipe if found else load_recipe("slim")
+    if settings is None:
+        published = found.data.get("probe") if found and recipe is None else None
+        protocol = published or own_probe(chosen)
+        whose = f"run {found.folder.name} was" if found and published else f"{chosen.method} is"
+        console.print(f"protocol {protocol}: what {whose} published with", soft_wrap=True)
+        settings = load_protocol(protocol, change or [])
     check_named_set(settings, chosen, found, data, shards_root())
     folder = data
     if folder is None and found and "imported" not in found.data:
@@ -176,7 +191,7 @@ def evaluate(
 
     with (
         distributed.process_group(where, _PATIENCE),
-        counting_progress(protocol) as report,
+        counting_progress(settings.name) as report,
     ):
         evaluation = run_protocol(
             settings,

@@ -12,6 +12,7 @@ import skelpipe
 from skelpipe.errors import UserError
 
 from .bench import bench
+from .compare import compare
 from .console import console, errors, show_error
 from .demo import demo
 from .embed import embed
@@ -37,8 +38,8 @@ app = typer.Typer(
     add_completion=False,
 )
 COMMANDS = (
-    synth, new_dataset, prepare, info, show, verify, pretrain, new_job, import_, evaluate, table,
-    embed, export, demo, bench,
+    synth, new_dataset, prepare, info, show, verify, pretrain, new_job, import_, evaluate, compare,
+    table, embed, export, demo, bench,
 )  # fmt: skip
 for command in COMMANDS:
     app.command(command.__name__.strip("_").replace("_", "-"))(command)

@@ -4,7 +4,8 @@ A run folder holds recipe.json, data.json, metrics.jsonl, checkpoints/STEP/ and 
 checkpoint holds student, teacher and optimiser as safetensors, state.json and the marker
 "complete" with the SHA-256 of each; one without the marker does not exist as far as anything here
 is concerned. In a marker of older runs nothing stands: those files are taken as they are. A run
-that was imported has one checkpoint without an optimiser, and data.json says where it is from.
+that was imported has one checkpoint without an optimiser, perhaps of encoders alone, and data.json
+says where it is from.
 """
 
 from __future__ import annotations
@@ -51,7 +52,8 @@ class Run:
         folder: Where it lies.
         recipe: As resolved when it started.
         data: data.json: the prepared set's folder, digests, split, held-out subjects. An imported
-            run has none of these, but says under "imported" where it is from.
+            run has none of these, but says under "imported" where it is from, and under "probe" the
+            linear evaluation that it was published with.
     """
 
     folder: Path
@@ -88,8 +90,7 @@ def check_own(run: Run) -> None:
             "an imported run cannot be continued",
             file=run.folder,
             found=f"weights of {run.data['imported']['file']}",
-            remedy=f"evaluate it: skelpipe evaluate --protocol knn --run {run.folder}; or start a "
-            "new run",
+            remedy=f"evaluate it: skelpipe evaluate --run {run.folder}; or start a new run",
         )
 
 
@@ -165,7 +166,7 @@ def save_checkpoint(
     run: Path,
     step: int,
     student: nn.Module,
-    teacher: nn.Module,
+    teacher: nn.Module | None,
     optimiser: torch.optim.Optimizer | None,
     state: Mapping[str, Any],
     keep: int,
@@ -173,7 +174,7 @@ def save_checkpoint(
     """Save a checkpoint so that it stands whole or not at all, then drop older ones but ``keep``.
 
     Later ones go too: a run that went back behind a damaged checkpoint leaves it behind. Without an
-    optimiser it can be evaluated, not continued.
+    optimiser it can be evaluated, not continued; without a teacher it has none to evaluate.
 
     Raises:
         UserError: The disk is full; the checkpoints before this one stand.
@@ -186,7 +187,8 @@ def save_checkpoint(
             shutil.rmtree(left, ignore_errors=True)
         new.mkdir()
         save_file(student.state_dict(), new / "student.safetensors")
-        save_file(teacher.state_dict(), new / "teacher.safetensors")
+        if teacher is not None:
+            save_file(teacher.state_dict(), new / "teacher.safetensors")
         if optimiser is not None:
             save_file(_optimiser_tensors(student, optimiser), new / "optimiser.safetensors")
         write_json(new / "state.json", state)

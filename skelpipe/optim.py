@@ -73,7 +73,7 @@ def _adamw(student: nn.Module, recipe: SLiMRecipe) -> torch.optim.AdamW:
     for name, parameter in student.named_parameters():
         if name.endswith("prototypes"):
             directions.append(parameter)
-        elif parameter.ndim < 2 or name.endswith(("joint_embedding", "prefix")):
+        elif parameter.ndim < 2 or name.endswith(("joint_embedding", "step_embedding", "prefix")):
             plain.append(parameter)
         else:
             decayed.append(parameter)

@@ -1,7 +1,7 @@
 """Runs made of weights that others released: read without trusting the file, and never continued.
 
 This is the one place where a file of `torch.save` is opened, and of its pickle only tensors and
-plain containers are let in.
+plain containers are let in; of MAMP's an `argparse.Namespace` too, which is not kept.
 """
 
 from __future__ import annotations
@@ -10,7 +10,8 @@ import hashlib
 import platform
 import re
 import zipfile
-from collections.abc import Mapping
+from argparse import Namespace
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -22,12 +23,36 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from skelpipe.checkpoint import Run, check_free, save_checkpoint, write_json
+from skelpipe.config import Recipe
 from skelpipe.errors import UserError
-from skelpipe.methods.pcm3_released import Stream, convert, has_prompts
+from skelpipe.manifest import load_topology
+from skelpipe.methods import cmd_released, mamp_released, pcm3_released
+from skelpipe.methods.pcm3_released import Stream
 
-_BESIDE = ("epoch", "arch", "optimizer", "best_acc1", "best_acc5")
-"""What training scripts of the MoCo family save beside "state_dict"."""
+_SKELETON = "kinect_v2"
+"""Of all these weights."""
 _REMEDY = "download the file again, and give it as the authors' link gives it"
+
+
+@dataclass(frozen=True)
+class Form:
+    """How a training script saves.
+
+    Attributes:
+        state: The entry that holds the tensors.
+        beside: Entries that may stand beside it.
+        admitted: Types that may stand in these, beside tensors and plain containers.
+    """
+
+    state: str
+    beside: tuple[str, ...]
+    admitted: tuple[type, ...] = ()
+
+
+MOCO = Form("state_dict", ("epoch", "arch", "optimizer", "best_acc1", "best_acc5"))
+"""The MoCo family's: PCM3's and CMD's."""
+MAE = Form("model", ("optimizer", "epoch", "scaler", "args"), (Namespace,))
+"""The MAE family's: MAMP's."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +68,9 @@ class Released:
     epoch: int | None
 
 
-def import_pcm3(file: Path, out: Path, stream: Stream = "joint") -> Run:
+def import_pcm3(
+    file: Path, out: Path, stream: Stream = "joint", changes: Sequence[str] = ()
+) -> Run:
     """Make a run of a checkpoint of PCM3 as its authors released it.
 
     The run's one checkpoint is that of step 0, of what was trained here: the file tells no steps.
@@ -53,25 +80,119 @@ def import_pcm3(file: Path, out: Path, stream: Stream = "joint") -> Run:
         file: The authors' ".pth.tar".
         out: Folder of the new run.
         stream: What it was trained on, which it does not say.
+        changes: Settings of the recipe that win over what is read from the file.
 
     Raises:
         UserError: The file cannot be read or is no such checkpoint; a run stands in ``out``.
     """
     check_free(out)
-    released = read_released(file)
-    method = convert(released.tensors, stream, file)
+    released = read_released(file, MOCO)
+    method = pcm3_released.convert(released.tensors, stream, file, changes)
     recipe = method.recipe
-    kept = recipe.prompts.task
-    source = {
+    prompted = pcm3_released.has_prompts(released.tensors)
+    prompts = "kept" if recipe.prompts.task else "left out" if prompted else "absent"
+    source = _source("pcm3", file, released) | {
+        "prompts": prompts,
+        "parameters": _parameters(method),
+    }
+    return _store(
+        out, recipe, method.student, method.teacher, source, "linear-pcm3", recipe.readings()
+    )
+
+
+def import_cmd(
+    file: Path, out: Path, stream: Stream | None = None, changes: Sequence[str] = ()
+) -> dict[Stream, Run]:
+    """Make runs of a checkpoint of CMD as its authors released it: encoders alone, one a stream.
+
+    Args:
+        file: The authors' ".pth.tar".
+        out: Folder of the runs, each in a folder by its stream's name; of the run, if one is asked.
+        stream: The only one that is wanted; all three if None.
+        changes: Settings of the recipes that win over what is read from the file.
+
+    Returns:
+        Stream -> its run, whose student is the query and whose teacher the key encoder.
+
+    Raises:
+        UserError: As `import_pcm3`; nothing is written then.
+    """
+    wanted: tuple[Stream, ...] = (stream,) if stream else ("joint", "motion", "bone")
+    folders = {name: out if stream else out / name for name in wanted}
+    for folder in (out, *folders.values()):
+        check_free(folder)
+    released = read_released(file, MOCO)
+    branches = cmd_released.convert(released.tensors, wanted, file, changes)
+    source = _source("cmd", file, released)
+    return {
+        name: _store(
+            folders[name],
+            branch.recipe,
+            branch.query,
+            branch.key,
+            source | {"stream": name, "parameters": _parameters(branch.query)},
+            "linear-cmd",
+            branch.readings(),
+        )
+        for name, branch in branches.items()
+    }
+
+
+def import_mamp(file: Path, out: Path, changes: Sequence[str] = ()) -> Run:
+    """Make a run of a checkpoint of MAMP as its authors released it: its encoder alone.
+
+    Args:
+        file: The authors' ".pth".
+        out: Folder of the new run.
+        changes: Settings of the recipe that win over what is read from the file: heads, epsilon and
+            absent bodies, of which it says nothing.
+
+    Raises:
+        UserError: As `import_pcm3`.
+    """
+    check_free(out)
+    released = read_released(file, MAE)
+    found = mamp_released.convert(released.tensors, file, changes)
+    source = _source("mamp", file, released) | {"parameters": _parameters(found.network)}
+    return _store(out, found.recipe, found.network, None, source, "linear", found.readings())
+
+
+def _source(method: str, file: Path, released: Released) -> dict[str, Any]:
+    return {
+        "method": method,
         "file": file.name,
         "sha256": _digest(file),
         "epoch": released.epoch,
-        "prompts": "kept" if kept else "left out" if has_prompts(released.tensors) else "absent",
-        "parameters": sum(parameter.numel() for parameter in method.parameters()),
     }
+
+
+def _parameters(network: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in network.parameters())
+
+
+def _store(
+    out: Path,
+    recipe: Recipe,
+    student: nn.Module,
+    teacher: nn.Module | None,
+    source: Mapping[str, Any],
+    probe: str,
+    readings: Sequence[str],
+) -> Run:
+    """Write a run with one checkpoint, of step 0.
+
+    Args:
+        out: Its folder.
+        recipe: Gives the encoder's shape and its view.
+        student, teacher: Their states are stored.
+        source: Where they are from.
+        probe: The protocol by which the authors evaluate.
+        readings: What the file does not tell, as it is read.
+    """
+    topology = load_topology(_SKELETON)
     state = {
         "step": 0,
-        "epoch": released.epoch,
+        "epoch": source["epoch"],
         "imported": source,
         "recipe": recipe.model_dump(mode="json"),
         "device": "cpu",
@@ -79,22 +200,23 @@ def import_pcm3(file: Path, out: Path, stream: Stream = "joint") -> Run:
         "machine": platform.machine(),
         "versions": {name: version(name) for name in ("skelpipe", "torch", "numpy")},
     }
-    save_checkpoint(out, 0, method.student, method.teacher, None, state, keep=1)
+    save_checkpoint(out, 0, student, teacher, None, state, keep=1)
     data: dict[str, Any] = {
         "folder": None,
         "url": None,
         "dataset": None,
         "split": None,
         "data_digest": None,
-        "joints": len(method.topology.joints),
-        "topology": method.topology.model_dump(mode="json"),
+        "joints": len(topology.joints),
+        "topology": topology.model_dump(mode="json"),
         "card_digest": None,
         "warnings": [],
         "val_subjects": [],
         "seed": 0,
         "launch": None,
         "started": datetime.now(UTC).isoformat(timespec="microseconds"),
-        "readings": recipe.readings(),
+        "readings": list(readings),
+        "probe": probe,
         "imported": source,
     }
     write_json(out / "data.json", data)
@@ -102,29 +224,29 @@ def import_pcm3(file: Path, out: Path, stream: Stream = "joint") -> Run:
     return Run(out, recipe, data)
 
 
-def read_released(file: Path) -> Released:
-    """Read a file of `torch.save`: a state of tensors, or the "state_dict" beside other entries.
+def read_released(file: Path, form: Form) -> Released:
+    """Read a file of `torch.save`: a state of tensors, or one beside the other entries of a form.
 
     Raises:
         UserError: There is no such file, or it is damaged, asks for more than tensors, claims more
             than it holds, or has an entry that is unknown or no tensor.
     """
     _check_kind(file)
-    content = _load(file)
+    content = _load(file, form)
     if not isinstance(content, Mapping):
         raise _refusal(file, found=type(content).__name__, expected="tensors by their names")
     epoch, state = None, content
-    if "state_dict" in content:
+    if form.state in content:
         for name in content:
-            if name != "state_dict" and name not in _BESIDE:
+            if name != form.state and name not in form.beside:
                 raise _refusal(
-                    file, place=_plain(name), found="an unknown entry beside state_dict",
-                    expected=f"only {', '.join(_BESIDE)}",
+                    file, place=_plain(name), found=f"an unknown entry beside {form.state}",
+                    expected=f"only {', '.join(form.beside)}",
                 )  # fmt: skip
-        epoch, state = _epoch(content, file), content["state_dict"]
+        epoch, state = _epoch(content, file), content[form.state]
         if not isinstance(state, Mapping):
             raise _refusal(
-                file, place="state_dict", found=type(state).__name__,
+                file, place=form.state, found=type(state).__name__,
                 expected="tensors by their names",
             )  # fmt: skip
     if not state:
@@ -188,9 +310,10 @@ def _check_zip(file: Path) -> None:
         )
 
 
-def _load(file: Path) -> Any:
+def _load(file: Path, form: Form) -> Any:
     try:
-        return torch.load(file, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals(list(form.admitted)):
+            return torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # of a hostile file: of any kind
         asked = re.search(r"GLOBAL (\S+)", str(error))
         lines = str(error).splitlines() or [""]

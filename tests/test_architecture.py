@@ -3,6 +3,7 @@ from __future__ import annotations
 import ast
 import re
 import sys
+from argparse import Namespace
 from collections.abc import Iterator
 from functools import cache
 from graphlib import TopologicalSorter
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import skelpipe
+from skelpipe.released import MAE, MOCO
 
 ROOT = Path(skelpipe.__file__).parent.parent
 FOLDERS = {"skelpipe": ROOT / "skelpipe", "skelpipe.cli": ROOT / "cli"}
@@ -185,6 +187,21 @@ def test_torch_loads_in_one_place_and_nothing_but_weights() -> None:
             assert not name.startswith(("torch.load", "torch.serialization")), module
         assert "import torch as" not in text
     assert found == [("skelpipe.released", "True")]
+
+
+def test_types_beside_tensors_are_let_in_where_torch_loads_and_only_there() -> None:
+    released = ast.parse(FILES["skelpipe.released"].read_text(encoding="utf-8"))
+    (around,) = [
+        node
+        for node in ast.walk(released)
+        if isinstance(node, ast.With) and "torch.load" in ast.unparse(node)
+    ]
+    (item,) = around.items
+    assert ast.unparse(item) == "torch.serialization.safe_globals(list(form.admitted))"
+    for module, path in FILES.items():
+        mentions = path.read_text(encoding="utf-8").count("safe_globals")
+        assert mentions == (module == "skelpipe.released"), module
+    assert [MOCO.admitted, MAE.admitted] == [(), (Namespace,)]
 
 
 def test_no_library_generator_draws_what_must_be_keyed() -> None:

@@ -303,6 +303,19 @@ def test_a_recipe_without_a_loss_is_refused() -> None:
     assert "there is nothing to learn" in str(error.value)
 
 
+def test_without_a_class_token_there_is_nothing_to_contrast() -> None:
+    with pytest.raises(UserError, match=r"encoder\.class_token false(.|\n)*must both be 0"):
+        load_recipe("slim", ["encoder.class_token=false"])
+    weights = ["loss.contrast_weight=0", "loss.koleo_weight=0"]
+    assert load_recipe("slim", ["encoder.class_token=false", *weights])
+    odd = ["encoder.dim=20", "encoder.heads=4"]
+    with pytest.raises(UserError, match="RoPE turns"):
+        load_recipe("slim", odd)
+    assert load_recipe("slim", [*odd, "encoder.positions=learned"])
+    with pytest.raises(UserError, match=r"no multiple of encoder\.heads 3"):
+        load_recipe("slim", ["encoder.dim=20", "encoder.heads=3", "encoder.positions=learned"])
+
+
 def test_every_setting_is_read_somewhere() -> None:
     files = [
         path

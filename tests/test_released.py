@@ -2,20 +2,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-import sys
 import zipfile
 from collections import OrderedDict
 from collections.abc import Callable
-from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from builders import CPU, KINECT, batch_of, recording, tiny_recipe, write_set
+from released_files import EMBEDDING, HIDDEN, Branch, Burglar, skelpipe
 from torch import Tensor, nn
 from torch.nn import functional as F
-from typer.testing import CliRunner
 
 from skelpipe.checkpoint import Run, load_network, read_run
 from skelpipe.config import PCM3Recipe
@@ -28,28 +26,7 @@ from skelpipe.random import below
 from skelpipe.released import import_pcm3
 from skelpipe.train import start_run, train
 
-HIDDEN, DECODER, WIDTH, KEYS, EMBEDDING = 6, 5, 2, 12, 7
-
-
-class Branch(nn.Module):
-    """`encoder_q` and `encoder_k`: a bidirectional GRU that is given one frame at a time."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.encoder = nn.Module()
-        self.encoder.gru = nn.GRU(150, HIDDEN, 3, batch_first=True, bidirectional=True)
-        self.input_norm = nn.BatchNorm1d(150)
-        self.fc = nn.Sequential(
-            nn.Linear(2 * HIDDEN, 2 * HIDDEN), nn.ReLU(), nn.Linear(2 * HIDDEN, EMBEDDING)
-        )
-
-    def forward(self, x_NTC: Tensor) -> Tensor:
-        x_NTC = self.input_norm(x_NTC.flatten(0, 1)).view(x_NTC.shape)
-        hidden, frames = None, []
-        for t in range(x_NTC.shape[1]):
-            out, hidden = self.encoder.gru(x_NTC[:, t : t + 1], hidden)
-            frames.append(out)
-        return torch.cat(frames, 1)
+DECODER, WIDTH, KEYS = 5, 2, 12
 
 
 class Released(nn.Module):
@@ -237,12 +214,6 @@ def test_streams_and_their_prompts(tmp_path: Path, stream: Any, prompts: bool) -
         )
 
 
-def skelpipe(*words: str | Path) -> Any:
-    (script,) = entry_points(group="console_scripts", name="skelpipe")
-    app = sys.modules[script.load().__module__].app
-    return CliRunner().invoke(app, [str(word) for word in words])
-
-
 def test_an_imported_run_is_evaluated_and_never_continued(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -251,7 +222,7 @@ def test_an_imported_run_is_evaluated_and_never_continued(
     assert result.exit_code == 0, result.output
     for said in ("epoch 451", "hidden 6", "12 keys of 7", "before the input norm"):
         assert said in result.output
-    assert f"next: skelpipe evaluate --protocol knn --run {run}" in result.output
+    assert f"next: skelpipe evaluate --protocol linear-pcm3 --run {run}" in result.output
 
     data = write_set(tmp_path / "sets" / "toy" / "agcn" / "half", pipeline="agcn")
     monkeypatch.setenv("SKELPIPE_SHARDS", str(tmp_path / "sets"))
@@ -264,8 +235,11 @@ def test_an_imported_run_is_evaluated_and_never_continued(
     assert records[0] == records[1]
     assert [row["network"] for row in records[0]["results"]] == ["student", "teacher"]
     assert records[0]["recipe"] == "pcm3-released"
-    words = ("--protocol", "linear", "--set", "epochs=1", "--val-subjects", "1")
-    assert skelpipe("evaluate", *words, "--run", run).exit_code == 0
+    words = ("--set", "epochs=1", "--set", "drops=[]", "--val-subjects", "1")
+    result = skelpipe("evaluate", *words, "--run", run)  # by the probe it was published with
+    assert result.exit_code == 0, result.output
+    assert "protocol linear-pcm3: what run run was published with" in result.output
+    assert (run / "results" / "linear-pcm3-val.json").is_file()
 
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
     for words in ((), ("--data", data)):
@@ -390,14 +364,6 @@ def test_entries_beside_the_state(tmp_path: Path) -> None:
     assert "place: epoch" in refusal(save(tmp_path / "b.pth.tar", state, epoch="last"))
     assert "place: state_dict" in refusal(save(tmp_path / "c.pth.tar", [1]))
     assert "found: no tensor" in refusal(save(tmp_path / "d.pth.tar", {}))
-
-
-class Burglar:
-    def __init__(self, trace: Path) -> None:
-        self.trace = trace
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return Path.touch, (self.trace,)
 
 
 @pytest.mark.parametrize("old", [False, True])

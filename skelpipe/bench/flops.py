@@ -24,9 +24,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from skelpipe.config import Settings, SLiMRecipe, build
 from skelpipe.costs.slim import masked_tokens, step_rows, tokens_of
-from skelpipe.manifest import read_manifest
+from skelpipe.manifest import load_topology, read_manifest
+from skelpipe.models.encoder import build_encoder
 from skelpipe.models.heads import PrototypeHead
-from skelpipe.models.vit import SkeletonViT
 
 JOINTS = 25
 _DIM, _LAYERS, _PATCH = 256, 8, 4  # MAMP's encoder; heads 8, MLP ratio 4
@@ -228,7 +228,7 @@ def blocks_alone(tokens: int, layers: int) -> tuple[Flop, Flop]:
 def slim_encoder(recipe: SLiMRecipe, frames: int) -> tuple[Flop, Flop]:
     """SLiM's encoder on one view, for one and two bodies."""
     with torch.device("meta"):
-        encoder = SkeletonViT(JOINTS, **recipe.encoder.model_dump())
+        encoder = build_encoder(recipe, load_topology("kinect_v2"))
     return _one_and_two(
         lambda bodies: encoder(torch.empty(bodies, frames, JOINTS, 3, device="meta"))
     )

@@ -30,7 +30,12 @@ class Views(Settings):
     crops: int = Field(2, ge=0, description="crops of each local size and anchor")
     anchors: Literal[1, 2] = Field(2, description="global views that have local views (S11)")
     shortest: int = Field(2, ge=1, description="fewest frames of an interval (S13)")
-    absent_body: Literal["skip", "zeros", "copy"] = "skip"
+    absent_body: Literal["skip", "zeros", "copy"] = Field(
+        "skip", description="zeros, copy: MAMP's on NTU RGB+D 60 and 120, see fold_bodies"
+    )
+    resample: Literal["uniform", "linear"] = Field(
+        "uniform", description="linear: MAMP's interpolation of all frames of an interval"
+    )
 
 
 class Augment(Settings):
@@ -83,6 +88,11 @@ class Encoder(Settings):
     patch_frames: int = Field(8, ge=1)
     registers: int = Field(4, ge=0)
     rope_base: float = Field(100.0, gt=1, description="not in the paper (S16)")
+    class_token: bool = Field(True, description="MAMP has none")
+    positions: Literal["rotary", "learned"] = Field(
+        "rotary", description="of steps in time; learned: MAMP's, a vector for each"
+    )
+    norm_eps: float = Field(1e-6, gt=0, description="of layer norms; not in the paper")
 
 
 class Head(Settings):
@@ -139,12 +149,34 @@ class SLiMRecipe(AnyRecipe):
 
     @model_validator(mode="after")
     def _heads_fit(self) -> Self:
-        if self.encoder.dim % (2 * self.encoder.heads):
+        encoder = self.encoder
+        if encoder.dim % encoder.heads:
             raise ValueError(
-                f"encoder.dim {self.encoder.dim} is no multiple of twice encoder.heads "
-                f"{self.encoder.heads}: RoPE turns a head's features in pairs"
+                f"encoder.dim {encoder.dim} is no multiple of encoder.heads {encoder.heads}"
+            )
+        if encoder.positions == "rotary" and encoder.dim % (2 * encoder.heads):
+            raise ValueError(
+                f"encoder.dim {encoder.dim} is no multiple of twice encoder.heads "
+                f"{encoder.heads}: RoPE turns a head's features in pairs"
             )
         return self
+
+    @model_validator(mode="after")
+    def _class_tokens_exist(self) -> Self:
+        loss = self.loss
+        if not self.encoder.class_token and (loss.contrast_weight or loss.koleo_weight):
+            raise ValueError(
+                "encoder.class_token false leaves SLiM's contrast and KoLeo without a token: "
+                f"loss.contrast_weight {loss.contrast_weight:g} and loss.koleo_weight "
+                f"{loss.koleo_weight:g} must both be 0"
+            )
+        return self
+
+    @property
+    def most_steps(self) -> int:
+        """Patches of the longest view along time."""
+        sizes = [self.views.frames, *(local.frames for local in self.views.local)]
+        return max(sizes) // self.encoder.patch_frames
 
     @model_validator(mode="after")
     def _patches_fit(self) -> Self:
@@ -187,13 +219,17 @@ class SLiMRecipe(AnyRecipe):
             + " pass",
             "S10 losses averaged, not summed",
             f"S11 local views of {self.views.anchors} anchors",
-            f"S16 RoPE base {self.encoder.rope_base:g}, patches only",
+            f"S16 RoPE base {self.encoder.rope_base:g}, patches only"
+            if self.encoder.positions == "rotary"
+            else "S16 a learned vector for each step, patches only",
             "S17 mask token before joint embedding",
             f"S22 limbs scaled {'in pairs' if self.augment.symmetric else 'independently'}",
             f"S25 peak lr {self.optim.lr:g}, lr_scaling {self.optim.lr_scaling}, "
             f"clip {self.optim.clip:g}",
             f"S26 GELU MLP, ratio {self.encoder.mlp_ratio:g}",
-            "S28 features: mean of patch tokens over real bodies, student",
+            "S28 features: mean of patch tokens over "
+            + ("real bodies" if self.views.absent_body == "skip" else "all bodies")
+            + ", student",
             *self._limited(),
         ]
 

@@ -108,8 +108,9 @@ def step_rows(recipe: SLiMRecipe, *, samples: int, bodies: float, joints: int) -
 
 
 def tokens_of(recipe: SLiMRecipe, frames: int, joints: int) -> int:
-    """Tokens of a view: patches, class token and registers."""
-    return frames // recipe.encoder.patch_frames * joints + 1 + recipe.encoder.registers
+    """Tokens of a view: patches, class token if there is one, and registers."""
+    encoder = recipe.encoder
+    return frames // encoder.patch_frames * joints + encoder.class_token + encoder.registers
 
 
 def block_macs(recipe: SLiMRecipe, frames: int, joints: int) -> int:
@@ -138,7 +139,10 @@ def parameters(recipe: SLiMRecipe, joints: int) -> tuple[int, int]:
     encoder, head = recipe.encoder, recipe.head
     dim, hidden = encoder.dim, int(encoder.dim * encoder.mlp_ratio)
     block = 4 * dim**2 + 2 * dim * hidden + 9 * dim + hidden  # with biases and two norms
-    start = dim * (3 * encoder.patch_frames + 1) + dim * (joints + 2 + encoder.registers)
+    tokens = joints + 1 + encoder.class_token + encoder.registers  # one is the mask token
+    if encoder.positions == "learned":
+        tokens += recipe.most_steps
+    start = dim * (3 * encoder.patch_frames + 1) + dim * tokens
     mlp = dim * head.hidden + head.hidden**2 + head.hidden * head.bottleneck
     mlp += 2 * head.hidden + head.bottleneck
     return (

@@ -8,8 +8,7 @@ domain prompts where the released code adds them (P17).
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal, TypeAlias
 
@@ -17,9 +16,19 @@ import torch
 from torch import Tensor
 
 from skelpipe.config import PCM3Recipe, load_recipe
-from skelpipe.errors import UserError
 from skelpipe.manifest import load_topology
 from skelpipe.methods.pcm3 import PCM3
+from skelpipe.methods.released_tensors import (
+    LINEAR,
+    MisfitError,
+    check_names,
+    count_layers,
+    fitted,
+    misfits_named,
+    parts,
+    size,
+    without_module,
+)
 from skelpipe.models.gru import released_names
 
 Stream: TypeAlias = Literal["joint", "bone", "motion"]
@@ -35,21 +44,15 @@ _PROMPTS = {
     "mix_prompt": "domain_prompts.inter",
 }
 _NORM = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
-_LINEAR = ("weight", "bias")
 _GRU = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
-_REAL = {torch.float16, torch.bfloat16, torch.float32, torch.float64}
-_WHOLE = {torch.int32, torch.int64}
+_DECODER = r"recons_decoder\.decoder\.\w+_l(\d+)"
 _FEWEST_KEYS = 3
 """A batch that is mixed has so many samples, and the queue holds a batch."""
 
 
-class _MisfitError(Exception):
-    def __init__(self, key: str, found: object, expected: object) -> None:
-        super().__init__()
-        self.key, self.found, self.expected = key, found, expected
-
-
-def convert(tensors: Mapping[str, Tensor], stream: Stream, file: Path) -> PCM3:
+def convert(
+    tensors: Mapping[str, Tensor], stream: Stream, file: Path, changes: Sequence[str] = ()
+) -> PCM3:
     """The method that a released checkpoint holds, its queue with it, in float32.
 
     The file may be without all six prompts. Bone and motion streams train none: what such a file
@@ -59,23 +62,14 @@ def convert(tensors: Mapping[str, Tensor], stream: Stream, file: Path) -> PCM3:
         tensors: The state as released; all names with a leading "module.", or none.
         stream: Of joints, bones or motion: no file says which.
         file: Where it was read from, for errors.
+        changes: Settings of the recipe that win over what is read from the file.
 
     Raises:
         UserError: A tensor is unknown, missing, misshaped or not finite; its key is named.
     """
-    prefix = "module." if all(key.startswith("module.") for key in tensors) else ""
-    try:
-        return _convert({key.removeprefix(prefix): tensors[key] for key in tensors}, stream)
-    except _MisfitError as misfit:
-        raise UserError(
-            "this is no checkpoint of PCM3's pre-training as its authors released it",
-            file=file,
-            place=prefix + misfit.key,
-            found=misfit.found,
-            expected=misfit.expected,
-            remedy="give a file of the authors' pre-training; a run of skelpipe's own is evaluated "
-            "with `skelpipe evaluate --run`",
-        ) from misfit
+    prefix, plain = without_module(tensors)
+    with misfits_named(file, prefix, "checkpoint of PCM3's pre-training"):
+        return _convert(plain, stream, changes)
 
 
 def has_prompts(tensors: Mapping[str, Tensor]) -> bool:
@@ -83,16 +77,42 @@ def has_prompts(tensors: Mapping[str, Tensor]) -> bool:
     return any(key.removeprefix("module.") in _PROMPTS for key in tensors)
 
 
-def _convert(tensors: Mapping[str, Tensor], stream: Stream) -> PCM3:
+def branch_names(theirs: str, ours: str, layers: int) -> dict[str, str]:
+    """Released key -> ours, of an encoder with its projector.
+
+    Args:
+        theirs: What the released names begin with: "encoder_q".
+        ours: What ours do, with its dot if it is not empty.
+        layers: Of the GRU.
+    """
+    gru = released_names(layers)
+    names = {f"{theirs}.encoder.gru.{key}": f"{ours}encoder.{gru[key]}" for key in gru}
+    names |= parts(f"{theirs}.input_norm", f"{ours}encoder.input_norm", _NORM)
+    for place in (0, 2):
+        names |= parts(f"{theirs}.fc.{place}", f"{ours}projector.mlp.{place}")
+    return names
+
+
+def branch_layers(tensors: Mapping[str, Tensor], suffix: str = "") -> int:
+    """Layers of the GRUs of "encoder_q" and "encoder_k", or of those with a suffix."""
+    return count_layers(tensors, rf"encoder_[qk]{suffix}\.encoder\.gru\.\w+_l(\d+)(?:_reverse)?")
+
+
+def _convert(tensors: Mapping[str, Tensor], stream: Stream, changes: Sequence[str]) -> PCM3:
     prompts = has_prompts(tensors)
     names = _names(tensors, prompts)
-    _check_names(tensors, names)
-    whole = _empty(_recipe(tensors, "joint", prompts)).state_dict()
+    check_names(tensors, names)
+    for key in names:
+        if key not in tensors:
+            raise MisfitError(
+                key, "nothing", "all six prompts or none" if key in _PROMPTS else "a tensor"
+            )
+    whole = _empty(_recipe(tensors, "joint", prompts, changes)).state_dict()
     state = {ours: _converted(key, tensors[key], ours, whole[ours]) for key, ours in names.items()}
     place, keys = state["teacher.queue.place"], len(state["teacher.queue.keys_KP"])
     if not 0 <= int(place) < keys:
-        raise _MisfitError("queue_ptr", int(place), f"a place among {keys:,} keys")
-    method = _empty(_recipe(tensors, stream, prompts))
+        raise MisfitError("queue_ptr", int(place), f"a place among {keys:,} keys")
+    method = _empty(_recipe(tensors, stream, prompts, changes))
     method.load_state_dict({name: state[name] for name in method.state_dict()}, assign=True)
     return method
 
@@ -100,60 +120,30 @@ def _convert(tensors: Mapping[str, Tensor], stream: Stream) -> PCM3:
 def _names(tensors: Mapping[str, Tensor], prompts: bool) -> dict[str, str]:
     """Released key -> name in a method's state, of all that a state with such layers has."""
     names = {"queue": "teacher.queue.keys_KP", "queue_ptr": "teacher.queue.place"}
-    gru = released_names(_layers(tensors, r"encoder_[qk]\.encoder\.gru\."))
-    for theirs, ours in (("encoder_q", "student"), ("encoder_k", "teacher")):
-        names |= {f"{theirs}.encoder.gru.{key}": f"{ours}.encoder.{gru[key]}" for key in gru}
-        names |= _parts(f"{theirs}.input_norm", f"{ours}.encoder.input_norm", _NORM)
-        for place in (0, 2):
-            names |= _parts(f"{theirs}.fc.{place}", f"{ours}.projector.mlp.{place}", _LINEAR)
-    for place, parts in ((0, _LINEAR), (1, _NORM), (3, _LINEAR)):
-        names |= _parts(f"linear.{place}", f"student.decoder.frame.{place}", parts)
-    for layer in range(_layers(tensors, r"recons_decoder\.decoder\.")):
+    for theirs, ours in (("encoder_q", "student."), ("encoder_k", "teacher.")):
+        names |= branch_names(theirs, ours, branch_layers(tensors))
+    for place, inside in ((0, LINEAR), (1, _NORM), (3, LINEAR)):
+        names |= parts(f"linear.{place}", f"student.decoder.frame.{place}", inside)
+    for layer in range(count_layers(tensors, _DECODER)):
         kinds = tuple(f"{kind}_l{layer}" for kind in _GRU)
-        names |= _parts("recons_decoder.decoder", "student.decoder.gru", kinds)
-    names |= _parts("recons_decoder.reconstruction", "student.decoder.out", _LINEAR)
+        names |= parts("recons_decoder.decoder", "student.decoder.gru", kinds)
+    names |= parts("recons_decoder.reconstruction", "student.decoder.out")
     if prompts:
         names |= {key: f"student.{ours}" for key, ours in _PROMPTS.items()}
     return names
 
 
-def _parts(theirs: str, ours: str, parts: tuple[str, ...]) -> dict[str, str]:
-    return {f"{theirs}.{part}": f"{ours}.{part}" for part in parts}
-
-
-def _layers(tensors: Mapping[str, Tensor], gru: str) -> int:
-    """How many layers the keys of a GRU name, one at least."""
-    found = (re.fullmatch(rf"{gru}\w+_l(\d+)(_reverse)?", key) for key in tensors)
-    return max(len({match[1] for match in found if match}), 1)
-
-
-def _check_names(tensors: Mapping[str, Tensor], names: Mapping[str, str]) -> None:
-    unknown = [key for key in tensors if key not in names]
-    if unknown:
-        more = f" ({len(unknown) - 1} more are unknown)" if len(unknown) > 1 else ""
-        raise _MisfitError(unknown[0], f"an unknown key{more}", f"such as {next(iter(names))}")
-    for key in names:
-        if key not in tensors:
-            whole = "all six prompts or none" if key in _PROMPTS else "a tensor"
-            raise _MisfitError(key, "nothing", whole)
-
-
-def _recipe(tensors: Mapping[str, Tensor], stream: Stream, prompts: bool) -> PCM3Recipe:
-    """The recipe of a stream, with the sizes that the tensors have."""
-
-    def size(key: str, axis: int, least: int = 1) -> int:
-        shape = tensors[key].shape
-        if len(shape) != 2 or shape[axis] < least:
-            raise _MisfitError(key, tuple(shape), f"two dimensions, of {least} at least")
-        return shape[axis]
-
+def _recipe(
+    tensors: Mapping[str, Tensor], stream: Stream, prompts: bool, own: Sequence[str]
+) -> PCM3Recipe:
+    """The recipe of a stream, with the sizes that the tensors have, and changes of one's own."""
     sizes = {
-        "encoder.layers": _layers(tensors, r"encoder_[qk]\.encoder\.gru\."),
-        "encoder.hidden": size("encoder_q.encoder.gru.weight_hh_l0", 1),
-        "decoder.layers": _layers(tensors, r"recons_decoder\.decoder\."),
-        "decoder.hidden": size("linear.0.weight", 0),
-        "loss.embedding": size("queue", 0),
-        "loss.queue": size("queue", 1, _FEWEST_KEYS),
+        "encoder.layers": branch_layers(tensors),
+        "encoder.hidden": size(tensors, "encoder_q.encoder.gru.weight_hh_l0", 1),
+        "decoder.layers": count_layers(tensors, _DECODER),
+        "decoder.hidden": size(tensors, "linear.0.weight", 0),
+        "loss.embedding": size(tensors, "queue", 0),
+        "loss.queue": size(tensors, "queue", 1, least=_FEWEST_KEYS),
     }
     base = load_recipe(STREAMS[stream])
     changes = [f"{setting}={number}" for setting, number in sizes.items()]
@@ -165,11 +155,11 @@ def _recipe(tensors: Mapping[str, Tensor], stream: Stream, prompts: bool) -> PCM
     if not prompts:
         changes += ["prompts.domain=none", "prompts.task=false"]
     elif stream == "joint":
-        width, hidden = size("cl_prompt", 1, 2) // 2, sizes["encoder.hidden"]
+        width, hidden = size(tensors, "cl_prompt", 1, least=2) // 2, sizes["encoder.hidden"]
         if width > hidden:
-            raise _MisfitError("cl_prompt", (1, 2 * width), f"at most (1, {2 * hidden})")
+            raise MisfitError("cl_prompt", (1, 2 * width), f"at most (1, {2 * hidden})")
         changes += ["prompts.domain=before_bn", f"prompts.width={width}"]
-    recipe = load_recipe(STREAMS[stream], changes)
+    recipe = load_recipe(STREAMS[stream], [*changes, *own])
     assert isinstance(recipe, PCM3Recipe)
     return recipe
 
@@ -189,24 +179,13 @@ def _converted(key: str, tensor: Tensor, name: str, like: Tensor) -> Tensor:
         name: Ours.
         like: What stands under our name, without values.
     """
-    shape = tuple(like.shape)
+    shape = None
     if name == "teacher.queue.keys_KP":
-        shape = shape[::-1]
+        tensor = tensor.T
     elif name == "teacher.queue.place":
         shape = (1,)
     elif "task_prompts" in name:
-        shape = (1, *shape)
+        shape = (1, *like.shape)
     elif "domain_prompts" in name:
-        shape = (1, 1, *shape)
-    if tuple(tensor.shape) != shape:
-        raise _MisfitError(key, tuple(tensor.shape), shape)
-    if tensor.dtype not in (_REAL if like.is_floating_point() else _WHOLE):
-        raise _MisfitError(key, tensor.dtype, like.dtype)
-    tensor = tensor.T if name == "teacher.queue.keys_KP" else tensor.reshape(like.shape)
-    tensor = tensor.to(like.dtype, copy=True, memory_format=torch.contiguous_format)
-    if name.endswith("running_var") and bool((tensor < 0).any()):
-        raise _MisfitError(key, "negative numbers", "variances")
-    if not tensor.isfinite().all():
-        wrong = int((~tensor.isfinite()).sum())
-        raise _MisfitError(key, f"{wrong:,} numbers that are not finite", "finite numbers")
-    return tensor
+        shape = (1, 1, *like.shape)
+    return fitted(key, tensor, like, shape)

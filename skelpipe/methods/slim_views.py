@@ -24,6 +24,7 @@ from skelpipe.views.sampling import (
     Table,
     fold_bodies,
     random_interval,
+    resize_frames,
     sample_frames,
     tabulate,
 )
@@ -105,8 +106,12 @@ def place_views(batch: Batch, bodies: Bodies, table: Table, recipe: SLiMRecipe) 
     def place(
         key_NV: Tensor, interval: tuple[Tensor, Tensor], frames: int, view: Tensor, anchor: Tensor
     ) -> Placed:
-        rows = table.rows(bodies, sample_frames(*interval, frames, key_NV))
-        stands = rows.present.any(-1) | ~bodies.real_B[:, None]
+        plain = spec.resample == "linear"
+        picked = (
+            resize_frames(*interval, frames) if plain else sample_frames(*interval, frames, key_NV)
+        )
+        rows = table.rows(bodies, picked, blend=plain)
+        stands = rows.present.any(-1) | (spec.absent_body != "skip")
         body_B, number = stands.nonzero(as_tuple=True)
         key_B = key_NV[bodies.sample_B[body_B], number]
         return Placed(rows[body_B, number], key_B, body_B, view[number], anchor[number])

@@ -24,5 +24,5 @@ def build_encoder(recipe: Recipe, topology: Topology) -> Encoder:
     """A recipe's encoder with initial weights, drawn from torch's generator."""
     settings = recipe.encoder.model_dump()
     if isinstance(recipe, SLiMRecipe):
-        return SkeletonViT(len(topology.joints), **settings)
+        return SkeletonViT(len(topology.joints), steps=recipe.most_steps, **settings)
     return SkeletonGRU(len(topology.joints) * 3 * recipe.views.bodies, **settings)

@@ -5,7 +5,7 @@ Letters: B views, T frames, J joints, S = T / P_T steps, N = S * J patch tokens,
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -15,14 +15,17 @@ from skelpipe.errors import UserError
 
 
 class Tokens(NamedTuple):
-    """What the encoder gives, after its last norm: (B, D) and (B, S, J, D)."""
+    """What the encoder gives, after its last norm: (B, D) and (B, S, J, D).
+
+    Without a class token that one is (B, 0).
+    """
 
     class_BD: Tensor
     patch_BSJD: Tensor
 
 
 class SkeletonViT(nn.Module):
-    """Encoder g of SLiM.
+    """Encoder g of SLiM; by other settings MAMP's, of which released weights exist.
 
     A projected patch is replaced by the mask token before the joint embedding is added, so that a
     masked token still knows its joint (S17; the paper's Eqs. 1 and 3 taken literally erase it).
@@ -35,6 +38,11 @@ class SkeletonViT(nn.Module):
         patch_frames: P_T; the paper has 8. Patches span one joint (P_J = 1).
         registers: Register tokens; the paper has 4.
         rope_base: Base of the rotary frequencies; not in the paper.
+        class_token: MAMP has none.
+        positions: "rotary", or "learned" (MAMP): no RoPE, and a vector of each step is added with
+            the joint embedding; the first step of every view has the first one.
+        norm_eps: Of all layer norms; not in the paper.
+        steps: With learned positions, most steps of a view.
     """
 
     def __init__(
@@ -48,21 +56,31 @@ class SkeletonViT(nn.Module):
         patch_frames: int,
         registers: int,
         rope_base: float,
+        class_token: bool = True,
+        positions: Literal["rotary", "learned"] = "rotary",
+        norm_eps: float = 1e-6,
+        steps: int = 0,
     ) -> None:
         super().__init__()
-        if dim % (2 * heads):
+        if dim % heads:
+            raise UserError(f"encoder.dim {dim} must be a multiple of encoder.heads {heads}")
+        if positions == "rotary" and dim % (2 * heads):
             raise UserError(
                 f"encoder.dim {dim} must be a multiple of twice encoder.heads",
                 found=f"{heads} heads",
                 expected="an even number of features a head, which RoPE turns in pairs",
             )
         self.patch_frames = patch_frames
+        self.class_token = class_token
         self.patch = nn.Linear(patch_frames * 3, dim)
         self.joint_embedding = nn.Parameter(torch.empty(joints, dim))
         self.mask_token = nn.Parameter(torch.zeros(dim))
-        self.prefix = nn.Parameter(torch.empty(1 + registers, dim))
-        self.blocks = nn.ModuleList(Block(dim, heads, mlp_ratio) for _ in range(layers))
-        self.norm = nn.LayerNorm(dim, eps=1e-6)
+        self.prefix = nn.Parameter(torch.empty(class_token + registers, dim))
+        self.step_embedding: nn.Parameter | None = None
+        if positions == "learned":
+            self.step_embedding = nn.Parameter(torch.empty(steps, dim))
+        self.blocks = nn.ModuleList(Block(dim, heads, mlp_ratio, norm_eps) for _ in range(layers))
+        self.norm = nn.LayerNorm(dim, eps=norm_eps)
         half = dim // heads // 2
         self.frequencies: Tensor
         self.register_buffer(
@@ -71,6 +89,8 @@ class SkeletonViT(nn.Module):
         self.apply(_initialise)
         nn.init.trunc_normal_(self.joint_embedding, std=0.02)
         nn.init.normal_(self.prefix, std=1e-6)
+        if self.step_embedding is not None:
+            nn.init.trunc_normal_(self.step_embedding, std=0.02)
 
     def forward(self, x_BTJC: Tensor, mask_BSJ: Tensor | None = None) -> Tokens:
         """Encode views.
@@ -78,6 +98,9 @@ class SkeletonViT(nn.Module):
         Args:
             x_BTJC: Coordinates in metres; T must be a multiple of the patch's frames.
             mask_BSJ: True where a patch is replaced by the mask token.
+
+        Raises:
+            UserError: More steps than have learned positions.
         """
         batch, frames, joints, _ = x_BTJC.shape
         steps = frames // self.patch_frames
@@ -86,14 +109,28 @@ class SkeletonViT(nn.Module):
         if mask_BSJ is not None:
             z_BSJD = torch.where(mask_BSJ[..., None], self.mask_token.to(z_BSJD.dtype), z_BSJD)
         z_BSJD = z_BSJD + self.joint_embedding
+        if self.step_embedding is not None:
+            z_BSJD = z_BSJD + self._positions(steps)
         prefix = self.prefix.to(z_BSJD.dtype).expand(batch, -1, -1)
         z_BND = torch.cat([prefix, z_BSJD.flatten(1, 2)], 1)
-        cos, sin = self._rotary(steps, joints)
+        turn = self._rotary(steps, joints) if self.step_embedding is None else ()
         for block in self.blocks:
-            z_BND = block(z_BND, cos, sin)
+            z_BND = block(z_BND, *turn)
         z_BND = self.norm(z_BND)
         patch_BSJD = z_BND[:, len(self.prefix) :].unflatten(1, (steps, joints))
-        return Tokens(z_BND[:, 0], patch_BSJD)
+        class_BD = z_BND[:, 0] if self.class_token else z_BND.new_zeros(batch, 0)
+        return Tokens(class_BD, patch_BSJD)
+
+    def _positions(self, steps: int) -> Tensor:
+        """Learned vectors of the first steps, shape (S, 1, D)."""
+        assert self.step_embedding is not None
+        if steps > len(self.step_embedding):
+            raise UserError(
+                "a view has more steps than the encoder has learned positions",
+                found=f"{steps} steps of {self.patch_frames} frames",
+                expected=f"at most {len(self.step_embedding)}",
+            )
+        return self.step_embedding[:steps, None]
 
     def _rotary(self, steps: int, joints: int) -> tuple[Tensor, Tensor]:
         """Cosines and sines of every token, shape (tokens, head features): prefix tokens stand."""
@@ -107,20 +144,23 @@ class SkeletonViT(nn.Module):
 class Block(nn.Module):
     """Pre-norm transformer block (Eq. 2)."""
 
-    def __init__(self, dim: int, heads: int, mlp_ratio: float) -> None:
+    def __init__(self, dim: int, heads: int, mlp_ratio: float, norm_eps: float = 1e-6) -> None:
         super().__init__()
         self.heads = heads
         hidden = int(dim * mlp_ratio)
-        self.norm_1 = nn.LayerNorm(dim, eps=1e-6)
+        self.norm_1 = nn.LayerNorm(dim, eps=norm_eps)
         self.qkv = nn.Linear(dim, 3 * dim)
         self.out = nn.Linear(dim, dim)
-        self.norm_2 = nn.LayerNorm(dim, eps=1e-6)
+        self.norm_2 = nn.LayerNorm(dim, eps=norm_eps)
         self.mlp = nn.Sequential(nn.Linear(dim, hidden), nn.GELU(), nn.Linear(hidden, dim))
 
-    def forward(self, z_BND: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    def forward(
+        self, z_BND: Tensor, cos: Tensor | None = None, sin: Tensor | None = None
+    ) -> Tensor:
         qkv = self.qkv(self.norm_1(z_BND)).unflatten(-1, (3, self.heads, -1))
         q, k, v = qkv.permute(2, 0, 3, 1, 4)
-        q, k = rotate(q, cos, sin), rotate(k, cos, sin)
+        if cos is not None and sin is not None:
+            q, k = rotate(q, cos, sin), rotate(k, cos, sin)
         attended = F.scaled_dot_product_attention(q, k, v)
         z_BND = z_BND + self.out(attended.transpose(1, 2).flatten(2))
         out: Tensor = z_BND + self.mlp(self.norm_2(z_BND))

@@ -100,7 +100,7 @@ def evaluate(
         "data_digest": card.data_digest,
         "warnings": [*card.warnings, *noted],
         "readings": [
-            *recipe.readings(),
+            *_recipe_readings(recipe, run),
             *protocol.readings(),
             *transfer_readings(protocol, card),
         ],
@@ -185,6 +185,13 @@ def _recognition(answers: Sequence[Answer], question: Question) -> Found:
     ).sum(0)
     scores = pack_scores(question.test.table["key"].to_pylist(), label_N, answers[0].scores[0])
     return Found(rows, {"confusion": confusion.tolist()}, {_SCORES: scores})
+
+
+def _recipe_readings(recipe: Recipe, run: Run | None) -> list[str]:
+    """The recipe's, or of an imported run its own: it was trained by others."""
+    if run is not None and "imported" in run.data:
+        return list(run.data["readings"])
+    return recipe.readings()
 
 
 def part_name(val_subjects: Sequence[int]) -> str:

@@ -30,6 +30,7 @@ from skelpipe.views.sampling import (
     fold_bodies,
     gather_views,
     random_interval,
+    resize_frames,
     sample_frames,
 )
 
@@ -37,6 +38,7 @@ Kind = Literal["patch", "class", "both", "last"]
 """What stands for a row: SLiM's mean of patch tokens (S28, its default), class token, or both;
 PCM3's last frame."""
 AbsentBody = Literal["skip", "zeros", "copy"]
+Resample = Literal["uniform", "linear"]
 See = Callable[[Batch], tuple[Tensor, Tensor]]
 """Samples to rows of a view, shape (B, ...), and the sample of each row (B,)."""
 Hide = Callable[[Batch], Tensor]
@@ -94,6 +96,8 @@ def encode_by(encoder: Encoder, kind: Kind) -> Encode:
             remedy="leave out --features",
         )
     if isinstance(encoder, SkeletonViT):
+        if kind != "patch" and not encoder.class_token:
+            raise UserError("this transformer has no class token", remedy="leave out --features")
         return token_features(encoder, kind)
     return last_frame(encoder)
 
@@ -109,8 +113,9 @@ def viewer(
     if isinstance(recipe, SLiMRecipe):
         frames, absent_body = recipe.views.frames, recipe.views.absent_body
         return partial(
-            view, frames=frames, centre=centre, absent_body=absent_body, random=random, hide=hide
-        )
+            view, frames=frames, centre=centre, absent_body=absent_body,
+            resample=recipe.views.resample, random=random, hide=hide,
+        )  # fmt: skip
     return partial(clip, recipe=recipe, topology=topology, centre=centre, random=random, hide=hide)
 
 
@@ -120,6 +125,7 @@ def view(
     *,
     centre: float,
     absent_body: AbsentBody,
+    resample: Resample = "uniform",
     random: RandomView | None = None,
     hide: Hide | None = None,
 ) -> tuple[Tensor, Tensor]:
@@ -130,6 +136,8 @@ def view(
         frames: T.
         centre: Share of the recording that the centre crop keeps.
         absent_body: See `fold_bodies`.
+        resample: "uniform" (`sample_frames`, with keys where random), or "linear" as MAMP: all
+            frames are interpolated (`resize_frames`), absent ones as zeros.
         random: Draw a training view instead.
         hide: What becomes zero once the view is made. A body that stands in the view stays a row of
             it even where all of it is hidden: occlusion takes coordinates, not bodies, and a frame
@@ -140,13 +148,17 @@ def view(
     """
     bodies = fold_bodies(batch, absent_body)
     interval = _interval(batch, centre, random)
-    picked = sample_frames(*interval, frames, None if random is None else batch.key_N[:, None])
-    x, present = gather_views(batch, bodies, picked)
+    plain = resample == "linear"
+    if plain:
+        picked = resize_frames(*interval, frames)
+    else:
+        picked = sample_frames(*interval, frames, None if random is None else batch.key_N[:, None])
+    x, present = gather_views(batch, bodies, picked, blend=plain)
     if random is not None:
         x = x @ _turn(batch, random)[bodies.sample_B][:, None, None]
     if hide is not None:
         x = x.masked_fill(hide(batch)[bodies.sample_B][:, None, ..., None], 0)
-    stands = present[:, 0].any(-1) | ~bodies.real_B
+    stands = present[:, 0].any(-1) | (absent_body != "skip")
     return x[stands, 0], bodies.sample_B[stands]
 
 

@@ -19,7 +19,6 @@ from skelpipe.checkpoint import (
 )
 from skelpipe.config import PCM3Recipe, Recipe
 from skelpipe.errors import UserError
-from skelpipe.methods import build_method
 from skelpipe.models.encoder import Encoder, build_encoder
 from skelpipe.protocols.features import (
     Encode,
@@ -195,8 +194,13 @@ def load_encoder(run: Run, topology: Topology, network: str = "student") -> Enco
 
 
 def untrained_encoder(recipe: Recipe, topology: Topology, seed: int) -> Encoder:
-    """The encoder that a run of this seed starts from."""
-    return build_method(recipe, topology, seed).student.encoder
+    """The encoder that a run of this seed starts from: methods draw it first.
+
+    An encoder that is only imported has no method here.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return build_encoder(recipe, topology)
 
 
 def _has_teacher(run: Run) -> bool:

@@ -7,7 +7,7 @@ from typing import Any, Literal, Self, TypeAlias
 
 from pydantic import Field, field_validator, model_validator
 
-from skelpipe.config import Range, Settings, apply_changes, build
+from skelpipe.config import Range, Recipe, Settings, SLiMRecipe, apply_changes, build
 from skelpipe.errors import UserError
 from skelpipe.manifest import read_manifest
 
@@ -17,6 +17,7 @@ Schedule = Literal["cosine", "steps"]
 PROTOCOLS = (
     "knn",
     "linear",
+    "linear-cmd",
     "linear-pcm3",
     "transfer-linear",
     "occlusion-spatial",
@@ -229,6 +230,11 @@ _TASKS: dict[str, type[Protocol]] = {
     "finetune": Finetune,
     "motion": Motion,
 }
+
+
+def own_probe(recipe: Recipe) -> str:
+    """The linear evaluation of a method's paper, by name."""
+    return "linear" if isinstance(recipe, SLiMRecipe) else "linear-pcm3"
 
 
 def load_protocol(name: str, changes: Sequence[str] = ()) -> Protocol:

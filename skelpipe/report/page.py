@@ -49,6 +49,7 @@ _FLOORS = (
 _SHORT = {
     "knn": "k-NN",
     "linear": "linear",
+    "linear-cmd": "linear as CMD's",
     "linear-pcm3": "linear as PCM3's",
     "transfer-linear": "linear on another set",
     "occlusion-spatial": "linear, parts hidden",

@@ -162,7 +162,8 @@ def fold_bodies(batch: Batch, absent_body: Literal["skip", "zeros", "copy"] = "s
     Args:
         batch: N samples.
         absent_body: What stands for the second body of a sample with one: nothing, zeros (MAMP on
-            NTU-60) or a copy of the first (MAMP on NTU-120).
+            NTU-60) or a copy of the first (MAMP on NTU-120). But for nothing, a body that is absent
+            from a whole view stands in it as zeros too.
     """
     count_N = batch.bodies_N if absent_body == "skip" else batch.bodies_N.clamp(min=2)
     sample_B = torch.repeat_interleave(count_N, output_size=int(count_N.sum()))
@@ -210,11 +211,12 @@ class Table:
     present_R: Tensor
     start_B: Tensor
 
-    def rows(self, bodies: Bodies, frames: Frames) -> Rows:
+    def rows(self, bodies: Bodies, frames: Frames, *, blend: bool = False) -> Rows:
         """Where the views of each body lie, shape (B, V, W).
 
         Views are interpolated between present frames only: where a body is absent from one of two
-        frames the other is taken, so that nobody shrinks towards the origin.
+        frames the other is taken, so that nobody shrinks towards the origin. With ``blend`` absent
+        frames take part as zeros, as MAMP's do.
         """
         begin, zeros = self.start_B[:, None, None], len(self.present_R) - 1
         real = bodies.real_B[:, None, None]
@@ -223,6 +225,8 @@ class Table:
         high = torch.where(real, begin + frames.high[bodies.sample_B], zeros)
         high = torch.where(weight > 0, high, low)
         seen_low, seen_high = self.present_R[low], self.present_R[high]
+        if blend:
+            return Rows(low, high, weight, seen_low | seen_high)
         return Rows(
             torch.where(seen_low, low, high),
             torch.where(seen_high, high, low),
@@ -258,12 +262,14 @@ def tabulate(batch: Batch, bodies: Bodies) -> Table:
     )
 
 
-def gather_views(batch: Batch, bodies: Bodies, frames: Frames) -> tuple[Tensor, Tensor]:
-    """The views' coordinates.
+def gather_views(
+    batch: Batch, bodies: Bodies, frames: Frames, *, blend: bool = False
+) -> tuple[Tensor, Tensor]:
+    """The views' coordinates; ``blend`` is `Table.rows`'s.
 
     Returns:
         Coordinates, shape (B, V, W, J, 3), and presence, shape (B, V, W), bool.
     """
     table = tabulate(batch, bodies)
-    rows = table.rows(bodies, frames)
+    rows = table.rows(bodies, frames, blend=blend)
     return table.coordinates(rows).movedim(-3, -1), rows.present

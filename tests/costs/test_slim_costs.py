@@ -15,6 +15,7 @@ from skelpipe.config import SLiMRecipe, load_recipe
 from skelpipe.costs.roofline import Work
 from skelpipe.costs.slim import parameters, step_rows
 from skelpipe.methods.slim import SLiM
+from skelpipe.models.encoder import build_encoder
 from skelpipe.models.heads import PrototypeHead
 from skelpipe.models.vit import SkeletonViT
 
@@ -24,6 +25,16 @@ RECIPES = {
     "tiny": load_recipe("slim-tiny"),
     "clean": load_recipe("slim-tiny", ["loss.clean_pass=true", "views.anchors=1"]),
     "no locals": load_recipe("slim-tiny", ["views.crops=0", "loss.sinkhorn_iterations=2"]),
+    "no class token": load_recipe(
+        "slim-tiny",
+        [
+            "encoder.class_token=false",
+            "encoder.registers=0",
+            "encoder.positions=learned",
+            "loss.contrast_weight=0",
+            "loss.koleo_weight=0",
+        ],
+    ),
 }
 
 
@@ -40,7 +51,7 @@ def work(recipe: SLiMRecipe, samples: int = 1, bodies: float = 1) -> dict[str, W
 def modules(recipe: SLiMRecipe) -> tuple[SkeletonViT, PrototypeHead]:
     with torch.device("meta"):
         return (
-            SkeletonViT(JOINTS, **recipe.encoder.model_dump()),
+            build_encoder(recipe, KINECT),
             PrototypeHead(recipe.encoder.dim, **recipe.head.model_dump()),
         )
 

@@ -594,6 +594,14 @@ def gradients(
     return {name: value.item() for name, value in told.items()}, found
 
 
+MAMPS = (
+    "encoder.class_token=false", "encoder.registers=0", "encoder.positions=learned",
+    "loss.contrast_weight=0.0", "loss.koleo_weight=0.0", "views.resample=linear",
+    "views.absent_body=zeros",
+)  # fmt: skip
+"""Masked feature modelling alone, of an encoder in MAMP's form."""
+
+
 @pytest.mark.parametrize(
     "changes",
     [
@@ -603,6 +611,7 @@ def gradients(
         ("loss.mask_weight=0.0", "mask.global_kind=none"),
         ("loss.contrast_weight=0.0", "views.crops=0"),
         ("loss.koleo_weight=3.0", "mask.local_kind=motion", "augment.scaling=axes"),
+        MAMPS,
     ],
     ids=str,
 )

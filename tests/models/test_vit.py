@@ -186,3 +186,53 @@ def test_initial_weights() -> None:
 def test_heads_that_do_not_divide_the_width_are_refused() -> None:
     with pytest.raises(UserError, match=r"encoder\.dim 20"):
         SkeletonViT(25, **(SMALL | {"dim": 20}))
+
+
+MAMP = {"class_token": False, "registers": 0, "positions": "learned", "steps": 4}
+
+
+def test_a_transformer_of_mamps_form_equals_torchs_layers() -> None:
+    encoder = small(**MAMP, norm_eps=1e-3)
+    assert sorted(name for name in encoder.state_dict() if "blocks" not in name) == [
+        "joint_embedding", "mask_token", "norm.bias", "norm.weight", "patch.bias", "patch.weight",
+        "prefix", "step_embedding",
+    ]  # fmt: skip
+    x = views(16)
+    tokens = encoder(x)
+    assert tokens.class_BD.shape == (2, 0)
+    assert encoder.step_embedding is not None
+    patches = x.unflatten(1, (2, 8)).movedim(2, 3).flatten(3)
+    z = encoder.patch(patches) + encoder.joint_embedding + encoder.step_embedding[:2, None]
+    z = z.flatten(1, 2)
+    for block in encoder.blocks:
+        assert isinstance(block, Block)
+        layer = torch_layer(block, 32, 4, 64)
+        layer.norm1.eps = layer.norm2.eps = 1e-3
+        z = layer(z)
+    wanted = nn.functional.layer_norm(z, (32,), encoder.norm.weight, encoder.norm.bias, 1e-3)
+    assert torch.allclose(tokens.patch_BSJD.flatten(1, 2), wanted, atol=1e-5)
+
+
+def test_learned_positions_begin_anew_in_every_view_and_end() -> None:
+    encoder = small(**MAMP)
+    one = encoder(views(8)).patch_BSJD
+    with torch.no_grad():
+        assert encoder.step_embedding is not None
+        encoder.step_embedding[1:] += 1
+    assert torch.equal(encoder(views(8)).patch_BSJD, one)
+    with pytest.raises(UserError, match="more steps than the encoder has learned"):
+        encoder(views(40))
+
+
+def test_what_the_default_draws_does_not_depend_on_other_forms() -> None:
+    """Initial weights of runs that exist: the same numbers under the same names."""
+    torch.manual_seed(3)
+    encoder = SkeletonViT(25, **SMALL)
+    torch.manual_seed(3)
+    explicit = SkeletonViT(
+        25, **SMALL, class_token=True, positions="rotary", norm_eps=1e-6, steps=9
+    )
+    state = encoder.state_dict()
+    assert explicit.state_dict().keys() == state.keys()
+    assert all(torch.equal(explicit.state_dict()[name], state[name]) for name in state)
+    assert "step_embedding" not in state

@@ -16,6 +16,7 @@ QUICK = ("epochs=3", "batch=4", "random.shortest=4")
 CHANGES = {
     "knn": (),
     "linear": QUICK,
+    "linear-cmd": (*QUICK, "drops=[1, 2]"),
     "linear-pcm3": (*QUICK, "drops=[1, 2]"),
     "transfer-linear": QUICK,
     "occlusion-spatial": (*QUICK, "drops=[1, 2]"),

@@ -2,16 +2,20 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
 import torch
 from builders import CPU, batch_of, mixed_samples, recording, write_set
 from torch import Tensor
+from torch.nn import functional as F
 
+from skelpipe.errors import UserError
 from skelpipe.models.vit import SkeletonViT
 from skelpipe.protocols.features import (
     Kind,
+    encode_by,
     extract,
     mean_over_bodies,
     raw_features,
@@ -121,4 +125,45 @@ def test_absent_bodies_are_left_out_unless_asked_for() -> None:
         counts[absent_body] = torch.bincount(sample_B).tolist()
         assert len(x) == len(sample_B)
     assert counts["skip"] == [1, 2, 2, 2, 1, 1]
-    assert counts["zeros"] == counts["copy"] == [2, 2, 2, 2, 2, 1]
+    assert counts["zeros"] == counts["copy"] == [2, 2, 2, 2, 2, 2]
+
+
+@pytest.mark.parametrize("absent_body", ["zeros", "copy"])
+def test_the_linear_view_is_mamps_loader(absent_body: Literal["zeros", "copy"]) -> None:
+    """Persons in an array of zeros, the centre crop cut out, torch's own interpolation."""
+    samples = mixed_samples()
+    x, sample_B = view(
+        batch_of(samples), 12, centre=0.95, absent_body=absent_body, resample="linear"
+    )
+    assert sample_B.tolist() == [sample for sample in range(6) for _ in range(2)]
+    for sample, poses in enumerate(samples):
+        people = np.zeros((2, *poses.shape[1:]), dtype=np.float32)
+        people[: len(poses)] = poses
+        if absent_body == "copy" and len(poses) == 1:
+            people[1] = poses[0]
+        frames = poses.shape[1]
+        trim = frames * 5 // 200  # int((1 - 0.95) * L / 2)
+        cut = torch.from_numpy(people[:, trim : frames - trim]).flatten(2)
+        wanted = F.interpolate(cut.mT, size=12, mode="linear").mT.unflatten(2, (25, 3))
+        assert torch.allclose(x[2 * sample : 2 * sample + 2], wanted, atol=1e-5), sample
+
+
+def test_a_random_linear_view_interpolates_its_crop() -> None:
+    poses = recording(0, 200)
+    random = RandomView(ratio=(0.5, 0.5), shortest=64, rotation=0.0)
+    x, _ = view(
+        batch_of([poses]), 120, centre=0.95, absent_body="skip", resample="linear", random=random
+    )
+    crops = torch.stack([torch.from_numpy(poses[0, begin : begin + 100]) for begin in range(101)])
+    resized = F.interpolate(crops.flatten(2).mT, size=120, mode="linear").mT.unflatten(2, (25, 3))
+    near = [torch.allclose(x[0], wanted, atol=1e-5) for wanted in resized]
+    assert sum(near) == 1
+
+
+def test_a_transformer_without_class_token_has_patches_alone() -> None:
+    network = SkeletonViT(25, layers=1, dim=6, heads=2, mlp_ratio=2.0, patch_frames=4, registers=0,
+                          rope_base=100.0, class_token=False, positions="learned",
+                          steps=2)  # fmt: skip
+    assert encode_by(network, "patch")(torch.zeros(1, 8, 25, 3)).shape == (1, 6)
+    with pytest.raises(UserError, match="no class token"):
+        encode_by(network, "both")
