@@ -45,7 +45,17 @@ _FLOORS = (
     "<em>untrained encoder</em> is the same network with its initial weights: no learning."
 )
 
-_SHORT = {"knn": "k-NN", "linear": "linear", "linear-pcm3": "linear as PCM3's"}
+_SHORT = {
+    "knn": "k-NN",
+    "linear": "linear",
+    "linear-pcm3": "linear as PCM3's",
+    "finetune": "fine-tuned",
+    "finetune-cmd": "fine-tuned as CMD's",
+    "semi": "semi-supervised",
+    "semi-cmd": "semi-supervised as CMD's",
+    "transfer-finetune": "transfer, fine-tuned",
+    "transfer-cmd": "transfer, fine-tuned as CMD's",
+}
 
 
 def write_page(
