@@ -157,7 +157,8 @@ def drop_path(key_B: Tensor, layers: int, last: float, dtype: torch.dtype) -> Te
     rate_L = torch.linspace(0, last, layers, dtype=torch.float64, device=key_B.device)[:, None]
     draw_LKB = uniform(key_B, "drop path", 2 * layers).T.unflatten(0, (layers, 2))
     kept_LKB = (draw_LKB >= rate_L[..., None]).to(dtype)
-    return kept_LKB / (1 - rate_L[..., None]).to(dtype)
+    scale_LKB: Tensor = kept_LKB / (1 - rate_L[..., None]).to(dtype)
+    return scale_LKB
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from scratch: what pre-training is worth is the difference.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -77,6 +77,36 @@ def answer(protocol: Finetune, question: Question) -> list[Answer]:
     ]
 
 
+@dataclass(frozen=True)
+class Amount:
+    """What there is to do: steps of a batch, test samples to look at, weights of the head."""
+
+    batch: int
+    steps: int
+    tested: int
+    head: int
+
+
+def amount(
+    protocol: Finetune, recipe: Recipe, *, trained: int, tested: int, joints: int, classes: int
+) -> Amount:
+    """What a fine-tuning has to do, on so many training and test samples."""
+    trained = max(int(trained * protocol.share), 1)
+    batch = min(protocol.batch, trained)
+    looks = -(-protocol.epochs // _every(protocol, trained, tested))
+    dim = recipe.encoder.dim if isinstance(recipe, SLiMRecipe) else 2 * recipe.encoder.hidden
+    head = dim * classes
+    if protocol.head == "mamp":
+        dim = dim * joints if isinstance(recipe, SLiMRecipe) else dim
+        head = (dim + classes) * protocol.hidden
+    return Amount(
+        batch=batch,
+        steps=protocol.runs * protocol.epochs * (trained // batch),
+        tested=protocol.runs * looks * tested,
+        head=head,
+    )
+
+
 def drawn(protocol: Finetune, question: Question) -> list[Subset]:
     """The samples of each training that have labels; none where all have."""
     if protocol.share == 1:
@@ -93,7 +123,7 @@ def drawn(protocol: Finetune, question: Question) -> list[Subset]:
 def about(protocol: Finetune, question: Question) -> tuple[dict[str, Any], dict[str, bytes]]:
     """What a record says of a fine-tuning beside its results, and the files beside it."""
     subsets = drawn(protocol, question)
-    readings = [*question.recipe.readings(), *_readings(protocol, question)]
+    readings = _readings(protocol, question)
     if not subsets:
         return {"readings": readings}, {}
     table, names = question.train.table, question.card.classes
@@ -120,16 +150,21 @@ def about(protocol: Finetune, question: Question) -> tuple[dict[str, Any], dict[
 
 
 def _readings(protocol: Finetune, question: Question) -> list[str]:
-    slim = isinstance(question.recipe, SLiMRecipe)
-    found = []
-    if question.subject == "run":
-        found.append("S28 fine-tuned = student")
-    elif protocol.layer_decay < 1:
-        found.append("from scratch = no layer decay")
-    if not slim and protocol.head == "mamp":
-        found.append("MAMP's head on PCM3 = its last frame's feature for time, joints and bodies")
+    """The recipe's, with what is fine-tuned in place of its frozen features (S28)."""
+    found = [text for text in question.recipe.readings() if not text.startswith("S28")]
+    slim, mamp = isinstance(question.recipe, SLiMRecipe), protocol.head == "mamp"
+    if slim:
+        what = "patch tokens joint by joint" if mamp else question.kind
+        who = "student fine-tuned, " if question.subject == "run" else ""
+        found.append(f"S28 {who}head on {what}, mean over the view's bodies")
+    elif mamp:
+        found.append("MAMP's head on PCM3's last frame, which stands for time, joints and bodies")
+    if not slim and question.subject == "run":
+        found.append("S28 student (query encoder) fine-tuned")
     if not slim and protocol.drop_path:
-        found.append("drop-path on PCM3 = none, a GRU has no residual branches")
+        found.append("no drop-path: a GRU has no residual branches")
+    if question.subject == "random-init" and protocol.layer_decay < 1:
+        found.append("from scratch: no layer decay")
     return found
 
 
