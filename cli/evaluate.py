@@ -253,7 +253,8 @@ def _check_cost(
     )  # fmt: skip
     bodies = sum(train["bodies"].to_pylist()) / len(train)
     hours = finetuning_hours(recipe, **asdict(work), bodies=bodies, joints=joints, device=device)
-    console.print(f"estimate on {device}: about {hours:.2g} hours")
+    time = f"about {hours:.2g} hours" if hours > 1 / 60 else "less than a minute"
+    console.print(f"estimate on {device}: {time}")
     if device.type == "cpu" and hours > _LONG_HOURS and not yes:
         raise UserError(
             f"protocol '{protocol.name}' would take about {hours:.0f} hours on this CPU",
