@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 _PATIENCE = 600.0
 """Seconds that a rank waits for another within a protocol."""
-_LONG_HOURS = 6.0
+_LONG_HOURS = 24.0
 
 
 class Features(StrEnum):
@@ -38,7 +38,11 @@ class Features(StrEnum):
 
 def evaluate(
     protocol: Annotated[
-        str, typer.Option(help="knn, linear (as MAMP's) or linear-pcm3 (as PCM3's).")
+        str,
+        typer.Option(
+            help="knn; linear, finetune, semi, transfer-finetune (as MAMP's); linear-pcm3 (as "
+            "PCM3's); finetune-cmd, semi-cmd, transfer-cmd (as CMD's)."
+        ),
     ],
     run: Annotated[
         Path | None, typer.Option(help="Run folder. [default: the newest with a checkpoint]")

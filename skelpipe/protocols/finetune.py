@@ -46,6 +46,8 @@ def answer(protocol: Finetune, question: Question) -> list[Answer]:
         UserError: The raw skeleton; features that the head does not take; a subset that cannot be
             drawn, or that the ranks cannot share; a loss or scores that are not finite.
     """
+    if question.subject == "raw":
+        question.encoder()  # refused: it has none
     subsets = drawn(protocol, question)
     samples = len(subsets[0].places if subsets else question.train)
     found = []
