@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -22,18 +23,25 @@ from .options import (
 from .tables import show_table
 
 if TYPE_CHECKING:
+    import torch
+
+    from skelpipe.config import Recipe
     from skelpipe.protocols.features import Kind
     from skelpipe.protocols.fusion import Wanted
+    from skelpipe.protocols.settings import Finetune
 
 _PATIENCE = 600.0
 """Seconds that a rank waits for another within a protocol."""
+_LONG_HOURS = 24.0
 
 
 def evaluate(
     protocol: Annotated[
         str | None,
         typer.Option(
-            help="knn, linear (as MAMP's), linear-pcm3 or linear-cmd (as theirs). "
+            help="knn; linear, finetune, semi (as MAMP's); linear-pcm3; linear-cmd, finetune-cmd, "
+            "semi-cmd; on another set transfer-linear, transfer-finetune, transfer-cmd; "
+            "occlusion-spatial, occlusion-temporal; motion. "
             "[default: the linear one that the run was published with]"
         ),
     ] = None,
@@ -65,7 +73,10 @@ def evaluate(
         ),
     ] = None,
     change: Annotated[
-        list[str] | None, typer.Option("--set", help="Change the protocol: k=5. Repeatable.")
+        list[str] | None,
+        typer.Option(
+            "--set", help="Change the protocol: k=5. With --fuse: which results. Repeatable."
+        ),
     ] = None,
     val_subjects: Annotated[
         str, typer.Option(help="Query these training subjects; leave the test part alone.")
@@ -82,8 +93,13 @@ def evaluate(
     weights: Annotated[
         str, typer.Option(help="Of --fuse, one a run: 0.6,0.6,0.4. [default: equal]")
     ] = "",
-    seed: Annotated[int, typer.Option(help="Of the probe and of an untrained encoder.")] = 0,
+    seed: Annotated[
+        int, typer.Option(help="Of labels' subsets, training, an untrained encoder.")
+    ] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    yes: Annotated[
+        bool, typer.Option("--yes", help="Fine-tune even if it will take many hours.")
+    ] = False,
 ) -> None:
     """Evaluate a run by a protocol; the result is stored in the run and shown as a table.
 
@@ -101,6 +117,10 @@ def evaluate(
 
         skelpipe evaluate --protocol linear-pcm3 --fuse runs/JOINT runs/BONE runs/MOTION
 
+        skelpipe evaluate --protocol finetune             (all labels, the whole encoder)
+
+        skelpipe evaluate --protocol semi --set share=0.1 --random-init  (from scratch)
+
         torchrun --standalone --nproc-per-node 4 -m -- skelpipe.cli evaluate --protocol knn
     """
     from skelpipe import distributed
@@ -110,7 +130,7 @@ def evaluate(
     from skelpipe.protocols.evaluate import evaluate as run_protocol
     from skelpipe.protocols.evaluate import write_result
     from skelpipe.protocols.fusion import Wanted
-    from skelpipe.protocols.settings import PROTOCOLS, load_protocol, own_probe
+    from skelpipe.protocols.settings import PROTOCOLS, Finetune, load_protocol, own_probe
     from skelpipe.protocols.transfer import check_named_set
     from skelpipe.report.tables import comparable, read_results, result_table
     from skelpipe.shards.card import read_card
@@ -130,7 +150,6 @@ def evaluate(
             "--run": bool(run),
             "--data": bool(data),
             "--recipe": bool(recipe),
-            "--set": bool(change),
             "--random-init": random_init,
             "--raw-features": raw_features,
         }
@@ -145,7 +164,8 @@ def evaluate(
                 first = read_run(fuse[0])
                 protocol = first.data.get("probe") or own_probe(first.recipe)
                 console.print(f"protocol {protocol}: the first run's own", soft_wrap=True)
-            _fuse(fuse or [], more or [], weights, Wanted(protocol or "", kind, held_out))
+            wanted = Wanted(protocol or "", kind, held_out, tuple(change or []))
+            _fuse(fuse or [], more or [], weights, wanted)
         return
     settings = load_protocol(protocol, change or []) if protocol else None
     found = None
@@ -193,6 +213,9 @@ def evaluate(
         distributed.process_group(where, _PATIENCE),
         counting_progress(settings.name) as report,
     ):
+        if isinstance(settings, Finetune) and not raw_features:
+            check = partial(_check_cost, settings, chosen, folder, held_out, where, yes)
+            distributed.first_rank_alone(check)
         evaluation = run_protocol(
             settings,
             chosen,
@@ -216,6 +239,44 @@ def evaluate(
     console.print(f"our reading: {'; '.join(record['readings'])}", soft_wrap=True, markup=False)
     if stored:
         console.print(f"stored: {stored}", soft_wrap=True)
+
+
+def _check_cost(
+    protocol: Finetune,
+    recipe: Recipe,
+    data: Path,
+    val_subjects: tuple[int, ...],
+    device: torch.device,
+    yes: bool,
+) -> str:
+    """Print what a fine-tuning will take, and stop where nobody can mean it."""
+    from dataclasses import asdict
+
+    from skelpipe.estimate import finetuning_hours
+    from skelpipe.protocols.finetune import amount
+    from skelpipe.shards.card import read_fitting_card
+    from skelpipe.stream.source import select
+
+    card = read_fitting_card(data, recipe.pipeline)
+    train = select(data, "train", without=val_subjects)
+    test = select(data, "train" if val_subjects else "test", subjects=val_subjects)
+    joints = len(card.topology.joints)
+    work = amount(
+        protocol, recipe, trained=len(train), tested=len(test), joints=joints,
+        classes=len(card.classes),
+    )  # fmt: skip
+    bodies = sum(train["bodies"].to_pylist()) / len(train)
+    hours = finetuning_hours(recipe, **asdict(work), bodies=bodies, joints=joints, device=device)
+    time = f"about {hours:.2g} hours" if hours > 1 / 60 else "less than a minute"
+    console.print(f"estimate on {device}: {time}")
+    if device.type == "cpu" and hours > _LONG_HOURS and not yes:
+        raise UserError(
+            f"protocol '{protocol.name}' would take about {hours:.0f} hours on this CPU",
+            found=f"recipe '{recipe.name}', {len(train):,} training samples, "
+            f"{protocol.runs * protocol.epochs} epochs",
+            remedy="a GPU, or fewer epochs: --set epochs=…; --yes starts it all the same",
+        )
+    return ""
 
 
 def _fuse(first: list[Path], more: list[Path], weights: str, wanted: Wanted) -> None:

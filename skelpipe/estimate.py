@@ -1,4 +1,4 @@
-"""What a pre-training run will take, before it starts: time, memory, disk."""
+"""What a pre-training run or a fine-tuning will take, before it starts: time, memory, disk."""
 
 from __future__ import annotations
 
@@ -10,7 +10,13 @@ import torch
 
 from skelpipe import distributed
 from skelpipe.config import PCM3Recipe, Recipe
-from skelpipe.costs import checkpoint_bytes, fixed_memory, sample_memory, step_rows
+from skelpipe.costs import (
+    checkpoint_bytes,
+    finetuning_rows,
+    fixed_memory,
+    sample_memory,
+    step_rows,
+)
 from skelpipe.costs.roofline import DTYPES, measure_peaks
 
 _ROOM = 16e9
@@ -52,6 +58,36 @@ def estimate(
         memory=int(fixed_memory(recipe, joints) + micro * of_a_sample),
         disk=checkpoint_bytes(recipe, joints) * (recipe.train.keep + 1),
     )
+
+
+def finetuning_hours(
+    recipe: Recipe,
+    *,
+    batch: int,
+    steps: int,
+    tested: int,
+    head: int,
+    bodies: float,
+    joints: int,
+    device: torch.device,
+) -> float:
+    """Estimate the hours of a fine-tuning as `estimate` does.
+
+    Args:
+        recipe: Gives encoder, view and precision.
+        batch: Samples of a step.
+        steps: Of all trainings.
+        tested: Test samples, as often as they are looked at.
+        head: Weights of the head.
+        bodies: Mean bodies of a sample.
+        joints: J.
+        device: Where it runs.
+    """
+    peaks = measure_peaks(device, DTYPES[recipe.train.precision])
+    work = finetuning_rows(recipe, samples=batch, bodies=bodies, joints=joints, head=head)
+    *both, optimiser = (piece.least_seconds(peaks) for piece in work)
+    least = steps * (sum(both) + optimiser) + tested / batch * sum(both) / 3
+    return least / _EFFICIENCY / distributed.world() / 3600
 
 
 def micro_batch(recipe: Recipe, *, bodies: float, joints: int, device: torch.device) -> int:

@@ -6,7 +6,13 @@ from builders import CPU
 
 from skelpipe import distributed, estimate
 from skelpipe.config import PCM3Recipe, apply_changes, build, load_recipe
-from skelpipe.costs import checkpoint_bytes, fixed_memory, sample_memory, step_rows
+from skelpipe.costs import (
+    checkpoint_bytes,
+    finetuning_rows,
+    fixed_memory,
+    sample_memory,
+    step_rows,
+)
 from skelpipe.costs.roofline import Peaks
 from skelpipe.estimate import micro_batch
 
@@ -62,3 +68,21 @@ def test_an_estimate_of_pcm3(monkeypatch: pytest.MonkeyPatch) -> None:
     )  # fmt: skip
     kept = 64 * sample_memory(recipe, bodies=1.22, joints=25)
     assert found.memory - half.memory == pytest.approx(kept, rel=1e-6)
+
+
+def test_an_estimate_of_a_fine_tuning(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(estimate, "measure_peaks", lambda device, dtype: PEAKS)
+    recipe = load_recipe("slim")
+    given = {"bodies": 1.5, "joints": 25, "head": 13_000_000}
+    encoder, head, optimiser = finetuning_rows(recipe, samples=48, **given)
+    # 8 steps x 25 joints and 5 tokens; forward and back are three products of each.
+    tokens, block = 205, 8 * (205 * 12 * 256**2 + 2 * 205**2 * 256)
+    assert encoder.flop == pytest.approx(6 * 48 * 1.5 * (block + 64 * 25 * 3 * 256))
+    assert head.flop == 6 * 48 * 13_000_000
+    assert tokens == 205
+    both = encoder.least_seconds(PEAKS) + head.least_seconds(PEAKS)
+    least = 100 * (both + optimiser.least_seconds(PEAKS)) + 480 / 48 * both / 3
+    hours = estimate.finetuning_hours(recipe, batch=48, steps=100, tested=480, device=CPU, **given)
+    assert hours == pytest.approx(least / 0.3 / 3600)
+    rows = finetuning_rows(pcm3(), samples=48, bodies=1.0, joints=25, head=0)
+    assert rows[0].flop == pytest.approx(6 * 48 * 2.88e9, rel=0.01)  # as `costs.pcm3` counts it

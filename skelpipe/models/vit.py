@@ -1,6 +1,7 @@
 """The skeleton vision transformer of SLiM (Sec. 3.1): patches of frames by joints, RoPE.
 
-Letters: B views, T frames, J joints, S = T / P_T steps, N = S * J patch tokens, D features.
+Letters: B views, T frames, J joints, S = T / P_T steps, N = S * J patch tokens, D features; L
+blocks, K = 2 branches of each, attention and MLP.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from skelpipe.errors import UserError
+from skelpipe.random import uniform
 
 
 class Tokens(NamedTuple):
@@ -92,12 +94,15 @@ class SkeletonViT(nn.Module):
         if self.step_embedding is not None:
             nn.init.trunc_normal_(self.step_embedding, std=0.02)
 
-    def forward(self, x_BTJC: Tensor, mask_BSJ: Tensor | None = None) -> Tokens:
+    def forward(
+        self, x_BTJC: Tensor, mask_BSJ: Tensor | None = None, keep_LKB: Tensor | None = None
+    ) -> Tokens:
         """Encode views.
 
         Args:
             x_BTJC: Coordinates in metres; T must be a multiple of the patch's frames.
             mask_BSJ: True where a patch is replaced by the mask token.
+            keep_LKB: What each view's branches are multiplied with, of `drop_path`.
 
         Raises:
             UserError: More steps than have learned positions.
@@ -113,9 +118,9 @@ class SkeletonViT(nn.Module):
             z_BSJD = z_BSJD + self._positions(steps)
         prefix = self.prefix.to(z_BSJD.dtype).expand(batch, -1, -1)
         z_BND = torch.cat([prefix, z_BSJD.flatten(1, 2)], 1)
-        turn = self._rotary(steps, joints) if self.step_embedding is None else ()
-        for block in self.blocks:
-            z_BND = block(z_BND, *turn)
+        turn = self._rotary(steps, joints) if self.step_embedding is None else (None, None)
+        for number, block in enumerate(self.blocks):
+            z_BND = block(z_BND, *turn, None if keep_LKB is None else keep_LKB[number])
         z_BND = self.norm(z_BND)
         patch_BSJD = z_BND[:, len(self.prefix) :].unflatten(1, (steps, joints))
         class_BD = z_BND[:, 0] if self.class_token else z_BND.new_zeros(batch, 0)
@@ -155,16 +160,47 @@ class Block(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(dim, hidden), nn.GELU(), nn.Linear(hidden, dim))
 
     def forward(
-        self, z_BND: Tensor, cos: Tensor | None = None, sin: Tensor | None = None
+        self,
+        z_BND: Tensor,
+        cos: Tensor | None = None,
+        sin: Tensor | None = None,
+        keep_KB: Tensor | None = None,
     ) -> Tensor:
         qkv = self.qkv(self.norm_1(z_BND)).unflatten(-1, (3, self.heads, -1))
         q, k, v = qkv.permute(2, 0, 3, 1, 4)
         if cos is not None and sin is not None:
             q, k = rotate(q, cos, sin), rotate(k, cos, sin)
         attended = F.scaled_dot_product_attention(q, k, v)
-        z_BND = z_BND + self.out(attended.transpose(1, 2).flatten(2))
-        out: Tensor = z_BND + self.mlp(self.norm_2(z_BND))
+        z_BND = z_BND + _scaled(self.out(attended.transpose(1, 2).flatten(2)), keep_KB, 0)
+        out: Tensor = z_BND + _scaled(self.mlp(self.norm_2(z_BND)), keep_KB, 1)
         return out
+
+
+def _scaled(branch_BND: Tensor, keep_KB: Tensor | None, number: int) -> Tensor:
+    return branch_BND if keep_KB is None else branch_BND * keep_KB[number, :, None, None]
+
+
+def drop_path(key_B: Tensor, layers: int, last: float, dtype: torch.dtype) -> Tensor:
+    """Stochastic depth (Huang et al. 2016): which branches a view leaves out in a step.
+
+    Block i of L leaves one out with probability ``last`` * i / (L - 1), so the first block none;
+    what is kept is divided by the probability of that. Both branches of a block are drawn by
+    themselves.
+
+    Args:
+        key_B: Keys of the draws.
+        layers: L.
+        last: Of the last block, below 1.
+        dtype: Of the result.
+
+    Returns:
+        Shape (L, K, B).
+    """
+    rate_L = torch.linspace(0, last, layers, dtype=torch.float64, device=key_B.device)[:, None]
+    draw_LKB = uniform(key_B, "drop path", 2 * layers).T.unflatten(0, (layers, 2))
+    kept_LKB = (draw_LKB >= rate_L[..., None]).to(dtype)
+    scale_LKB: Tensor = kept_LKB / (1 - rate_L[..., None]).to(dtype)
+    return scale_LKB
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -15,11 +15,11 @@ from torch import Tensor
 from skelpipe.checkpoint import Run, read_json, write_json
 from skelpipe.config import Recipe
 from skelpipe.files import write_whole
-from skelpipe.protocols import knn, linear, motion, occlusion
+from skelpipe.protocols import finetune, knn, linear, motion, occlusion
 from skelpipe.protocols.features import Kind, default_kind
 from skelpipe.protocols.question import Answer, Found, Question, Subject, labels
 from skelpipe.protocols.scores import digest, pack_scores
-from skelpipe.protocols.settings import Knn, Linear, Motion, Occlusion, Protocol
+from skelpipe.protocols.settings import Finetune, Knn, Linear, Motion, Occlusion, Protocol
 from skelpipe.protocols.transfer import (
     check_other_set,
     fit_skeleton,
@@ -40,7 +40,8 @@ class Evaluation:
     Attributes:
         record: What is written as JSON: protocol, data, and for each network its accuracy.
         files: What is stored beside it, by what their names end with. A run's recognition has
-            "scores.parquet": its first network's (the student's), as `pack_scores` has them.
+            "scores.parquet": its first network's (the student's), as `pack_scores` has them. Where
+            only some labels were learnt from, "subsets.csv" says which.
     """
 
     record: dict[str, Any]
@@ -85,7 +86,11 @@ def evaluate(
     noted = transfer["transfer"]["differences"] if transfer and subject == "run" else []
     found = _solve(protocol, question)
     card, train, test = question.card, question.train, question.test
-    files = found.files if subject == "run" else {}
+    files = {
+        name: content
+        for name, content in found.files.items()
+        if subject == "run" or name != _SCORES
+    }
     record = {
         "protocol": protocol.model_dump(mode="json"),
         "variant": protocol.variant,
@@ -165,6 +170,10 @@ def _solve(protocol: Protocol, question: Question) -> Found:
         return _recognition(occlusion.answer(protocol, question), question)
     if isinstance(protocol, Motion):
         return motion.answer(protocol, question)
+    if isinstance(protocol, Finetune):
+        found = _recognition(finetune.answer(protocol, question), question)
+        record, files = finetune.about(protocol, question)
+        return replace(found, record=found.record | record, files=found.files | files)
     raise NotImplementedError(protocol.task)
 
 
@@ -183,7 +192,7 @@ def _recognition(answers: Sequence[Answer], question: Question) -> Found:
     confusion = torch.stack(
         [_confusion(found, label_N, question.classes) for found in answers[0].predicted]
     ).sum(0)
-    scores = pack_scores(question.test.table["key"].to_pylist(), label_N, answers[0].scores[0])
+    scores = pack_scores(question.test.table["key"].to_pylist(), label_N, answers[0].scores)
     return Found(rows, {"confusion": confusion.tolist()}, {_SCORES: scores})
 
 

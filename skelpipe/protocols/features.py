@@ -54,13 +54,17 @@ def token_features(encoder: SkeletonViT, kind: Kind) -> Encode:
     """Features of an encoder: mean of patch tokens (S28, default), class token, or both joined."""
 
     def encode(x_BTJC: Tensor) -> Tensor:
-        tokens: Tokens = encoder(x_BTJC.to(encoder.joint_embedding.dtype))
-        patch: Tensor = tokens.patch_BSJD.mean((1, 2))
-        if kind == "patch":
-            return patch
-        return tokens.class_BD if kind == "class" else torch.cat([patch, tokens.class_BD], -1)
+        return pool_tokens(encoder(x_BTJC.to(encoder.joint_embedding.dtype)), kind)
 
     return encode
+
+
+def pool_tokens(tokens: Tokens, kind: Kind) -> Tensor:
+    """What stands for a view, shape (B, D), of both joined (B, 2 D): see `token_features`."""
+    patch_BD = tokens.patch_BSJD.mean((1, 2))
+    if kind == "patch":
+        return patch_BD
+    return tokens.class_BD if kind == "class" else torch.cat([patch_BD, tokens.class_BD], -1)
 
 
 def last_frame(encoder: SkeletonGRU) -> Encode:

@@ -1,9 +1,11 @@
 """Fusion of streams: the scores of several runs are added up, aligned by the samples' keys.
 
-Scores are those that `skelpipe evaluate` stored beside its records: a linear probe's logits after
-the last epoch, or k-NN's `class_scores`. They are added as they are, each stream's times a weight,
-as the two- and three-stream methods of the field add the outputs of their classifiers (2s-AGCN,
-CrosSCLR); no softmax comes before. PCM3's weights are not published: they are equal if not given.
+Scores are those that `skelpipe evaluate` stored beside its records: logits after the last epoch of
+a linear probe or a fine-tuned network, or k-NN's `class_scores`. They are added as they are, each
+stream's times a weight, as the two- and three-stream methods of the field add the outputs of their
+classifiers (2s-AGCN, CrosSCLR); no softmax comes before. PCM3's weights are not published: they are
+equal if not given. Where a protocol trains several times, training r of a stream is added to
+training r of the others.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -28,7 +31,7 @@ from skelpipe.protocols.evaluate import (
     result_name,
 )
 from skelpipe.protocols.features import Kind
-from skelpipe.protocols.scores import Scores, read_scores
+from skelpipe.protocols.scores import Scores, of_repeats, read_scores
 from skelpipe.protocols.settings import Recognition, load_protocol
 
 Record = dict[str, Any]
@@ -46,16 +49,24 @@ class Wanted:
         protocol: Its name.
         kind: What stood for a sample; the method's own features if None.
         val_subjects: That were queried; the test part if empty.
+        changes: Settings ``key=value`` that they were made under: those that choose among a
+            protocol's variants, such as a share of labels, and others too.
     """
 
     protocol: str
     kind: Kind | None = None
     val_subjects: tuple[int, ...] = ()
+    changes: tuple[str, ...] = ()
+
+    def settings(self) -> Record:
+        """Of the protocol, as changed, by ``section.key``."""
+        return _flat(load_protocol(self.protocol, self.changes).model_dump(mode="json"))
 
     def file(self, run: Run) -> Path:
         """The record of a run that has the scores beside it."""
-        part = part_name(self.val_subjects)
-        return run.folder / "results" / result_name(self.protocol, "run", self.kind or "", part)
+        part, variant = part_name(self.val_subjects), load_protocol(self.protocol, self.changes)
+        name = result_name(self.protocol, "run", self.kind or "", part, variant.variant)
+        return run.folder / "results" / name
 
     def command(self, run: Run, like: Record | None = None) -> str:
         """What stores them, under the protocol settings of ``like`` if those are not packaged."""
@@ -64,8 +75,10 @@ class Wanted:
             words += ["--features", self.kind]
         if self.val_subjects:
             words += ["--val-subjects", ",".join(map(str, self.val_subjects))]
+        if like and like["seed"]:
+            words += ["--seed", str(like["seed"])]
         packaged = _flat(load_protocol(self.protocol).model_dump(mode="json"))
-        for key, value in _flat(like["protocol"] if like else {}).items():
+        for key, value in (_flat(like["protocol"]) if like else self.settings()).items():
             if value != packaged.get(key):
                 words += ["--set", f"{key}={json.dumps(value)}"]
         return shlex.join(words)
@@ -105,12 +118,14 @@ def fuse(runs: Sequence[Run], wanted: Wanted, weights: Sequence[float] = ()) -> 
         records.append(record)
         scores.append(found)
     first = records[0]
-    total_NC = torch.zeros_like(scores[0].score_NC, dtype=torch.float64)
+    total_RNC = torch.zeros_like(scores[0].score_RNC, dtype=torch.float64)
     for weight, found in zip(weights, scores, strict=True):
-        total_NC += weight * found.score_NC
+        total_RNC += weight * found.score_RNC
+    right = [accuracy(total_NC.argmax(1), scores[0].label_N) for total_NC in total_RNC]
     features = dict.fromkeys(record["features"] for record in records)
     record = {
         **{key: first[key] for key in ("protocol", *_SAME, "samples", "data_digest")},
+        "variant": first.get("variant", ""),
         "subject": "fused",
         "features": " + ".join(features),
         "warnings": _united(records, "warnings"),
@@ -130,7 +145,8 @@ def fuse(runs: Sequence[Run], wanted: Wanted, weights: Sequence[float] = ()) -> 
         "results": [
             {
                 "network": f"fusion of {len(runs)} streams",
-                "accuracy": accuracy(total_NC.argmax(1), scores[0].label_N),
+                "accuracy": fmean(right),
+                **of_repeats(right),
             }
         ],
         "versions": {name: version(name) for name in ("skelpipe", "torch", "pyarrow")},
@@ -171,13 +187,20 @@ def _stored(run: Run, wanted: Wanted, like: Record | None) -> tuple[Record, Scor
     if not file.is_file():
         raise UserError(what, file=file, remedy=remedy)
     record = read_json(file)
-    expected = {"checkpoint": checkpoint, "part": part}
+    changed = [change.partition("=")[0].strip() for change in wanted.changes]
+    asked = {
+        key: value
+        for key, value in wanted.settings().items()
+        if any(key == name or key.startswith(f"{name}.") for name in changed)
+    }
+    expected = {"checkpoint": checkpoint, "part": part} | asked
+    has = record | _flat(record["protocol"])
     for key, value in expected.items():
-        if record.get(key) != value:
+        if has.get(key) != value:
             raise UserError(
                 f"{what} for {key} {value}",
                 file=file,
-                found=f"{key} {record.get(key)}",
+                found=f"{key} {has.get(key)}",
                 remedy=remedy,
             )
     if _SCORES not in record.get("files", {}):
@@ -204,6 +227,13 @@ def _check_same(first: Run, one: Record, run: Run, other: Record, wanted: Wanted
                 expected=settings.get(key),
                 remedy=wanted.command(run, one),
             )
+    if _subsets(one) != _subsets(other):
+        raise UserError(
+            f"run {run.folder.name} has learnt from other labels than {first.folder.name}",
+            found=f"subsets of seed {other['seed']}",
+            expected=f"subsets of seed {one['seed']}",
+            remedy=wanted.command(run, one),
+        )
     for key in _SAME:
         if one[key] != other[key]:
             raise UserError(
@@ -234,6 +264,11 @@ def _check_aligned(first: Run, one: Scores, run: Run, other: Scores) -> None:
             found=_some([one.keys[place] for place in wrong]),
             remedy="evaluate both on the same prepared set",
         )
+
+
+def _subsets(record: Record) -> list[str]:
+    """Digests of the subsets that were learnt from; none where all labels were."""
+    return [subset["digest"] for subset in record.get("subsets", [])]
 
 
 def _some(keys: Sequence[str]) -> str:

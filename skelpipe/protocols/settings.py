@@ -19,6 +19,12 @@ PROTOCOLS = (
     "linear",
     "linear-cmd",
     "linear-pcm3",
+    "finetune",
+    "finetune-cmd",
+    "semi",
+    "semi-cmd",
+    "transfer-finetune",
+    "transfer-cmd",
     "transfer-linear",
     "occlusion-spatial",
     "occlusion-temporal",
@@ -167,9 +173,11 @@ class Finetune(Scheduled):
     """The encoder and a head on it, trained by all labels or some.
 
     ``share`` and ``subset`` say which samples have labels: the lowest keyed hashes of all names, or
-    of each class; ``runs`` how many such subsets results are the mean of. ``warmup`` is in epochs.
+    of each class (`subsets.draw`); ``runs`` of how many trainings, each with a seed and a subset of
+    its own, results are the mean. ``warmup`` is a share of the run, so that short runs leave it.
     ``head`` "mamp" is an MLP on what is averaged over time and bodies alone, "linear" a layer on
-    the method's features. ``layer_decay`` does not hold for an encoder that starts untrained.
+    the method's features. Layer i of the encoder learns at ``layer_decay`` to the power of how many
+    lie above it; that does not hold for an encoder that starts untrained.
     """
 
     task: Literal["finetune"]
@@ -184,9 +192,15 @@ class Finetune(Scheduled):
     label_smoothing: float = Field(0.0, ge=0, lt=1)
     optimiser: Literal["adamw", "sgd"]
     min_lr: float = Field(0.0, ge=0)
-    warmup: float = Field(0.0, ge=0)
+    warmup: float = Field(0.0, ge=0, lt=1)
     layer_decay: float = Field(1.0, gt=0, le=1)
     random: RandomView
+
+    @model_validator(mode="after")
+    def _cosine_is_warmed(self) -> Self:
+        if self.schedule == "steps" and (self.warmup or self.min_lr):
+            raise ValueError("warmup and min_lr are for schedule cosine: steps have neither")
+        return self
 
     @property
     def variant(self) -> str:

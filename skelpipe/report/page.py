@@ -55,6 +55,12 @@ _SHORT = {
     "occlusion-spatial": "linear, parts hidden",
     "occlusion-temporal": "linear, frames hidden",
     "motion": "motion prediction",
+    "finetune": "fine-tuned",
+    "finetune-cmd": "fine-tuned as CMD's",
+    "semi": "semi-supervised",
+    "semi-cmd": "semi-supervised as CMD's",
+    "transfer-finetune": "transfer, fine-tuned",
+    "transfer-cmd": "transfer, fine-tuned as CMD's",
 }
 
 

@@ -171,6 +171,14 @@ def settings_line(protocol: Record) -> str:
         hidden.add("random")  # settings of a view that is not drawn
     if protocol.get("schedule") == "cosine":
         hidden.add("drops")  # it has none
+    if protocol.get("schedule") == "steps":
+        hidden |= {"warmup", "min_lr"}
+    if protocol.get("optimiser") == "adamw":
+        hidden.add("momentum")
+    if protocol.get("head") == "linear":
+        hidden.add("hidden")
+    if protocol.get("share") == 1:
+        hidden |= {"share", "subset"}
     parts = []
     for name, value in protocol.items():
         if name in hidden:
@@ -212,7 +220,7 @@ def result_table(group: Sequence[Record]) -> Table:
             cells = [
                 result["network"] + (" (floor)" if floor_row else ""),
                 features_name(record),
-                f"{result['accuracy']:.1f}",
+                _accuracy(result),
             ]
             if with_drop:
                 cells += [f"{result['clean_accuracy']:.1f}", f"{result['drop']:.1f}"]
@@ -225,7 +233,9 @@ def result_table(group: Sequence[Record]) -> Table:
                 ]
             if with_best:
                 best = result.get("best_epoch_peer_convention")
-                cells.append(f"{best['accuracy']:.1f} (epoch {best['epoch']})" if best else "")
+                cells.append(
+                    f"{best['accuracy']:.1f} (epoch {_epochs(best['epoch'])})" if best else ""
+                )
             rows.append(tuple(cells))
     return Table(
         title=first["protocol"]["title"],
@@ -307,7 +317,7 @@ def fusion_table(record: Record) -> Table:
         title=f"Fusion: {record['protocol']['title']}",
         subtitle=_data_line(record),
         columns=("stream", "features", "weight", "accuracy, %"),
-        rows=(*rows, (total["network"], features_name(record), "", f"{total['accuracy']:.1f}")),
+        rows=(*rows, (total["network"], features_name(record), "", _accuracy(total))),
         numbers=settings_line(record["protocol"]),
         warnings=tuple(record["warnings"]),
         readings=tuple(record["readings"]),
@@ -335,6 +345,16 @@ def _source(source: Record) -> str:
 def united(lists: Iterable[Sequence[str]]) -> tuple[str, ...]:
     """All texts of some lists, each once, in the order met."""
     return tuple(dict.fromkeys(text for texts in lists for text in texts))
+
+
+def _accuracy(row: Record) -> str:
+    """With the deviation of several trainings, where there are any."""
+    return f"{row['accuracy']:.1f}" + (f" ± {row['std']:.1f}" if "std" in row else "")
+
+
+def _epochs(value: int | list[int]) -> str:
+    """One, or that of each training: "88/93/91"."""
+    return "/".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def _plain(value: object) -> str:

@@ -15,6 +15,8 @@ from builders import TINY, write_set
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
+from skelpipe import estimate
+from skelpipe.costs.roofline import Peaks
 from skelpipe.errors import UserError
 from skelpipe.shards.card import CARD, card_bytes, read_card
 
@@ -108,7 +110,7 @@ def test_streams_are_fused(place: Path) -> None:
         (("--fuse", *runs, "--weights", "1,1"), "one weight for each run"),
         (("--fuse", *runs, "--weights", "1,1,one"), "--weights takes numbers"),
         (("--fuse", *runs[:2], "--fuse", runs[2]), "several --fuse"),
-        (("--fuse", *runs, "--set", "k=5"), "--set"),
+        (("--fuse", *runs, "--set", "k=5"), "for k 5"),
         (("--fuse", *runs, "--run", runs[0], "--raw-features"), "--run --raw-features"),
         (("--fuse", *runs, "--features", "class"), "--features class"),
         ((runs[0],), "belongs to no option"),
@@ -136,6 +138,38 @@ def test_neighbours_are_found_while_it_trains(place: Path) -> None:
     found = [record["knn"] for record in map(json.loads, lines) if "knn" in record]
     assert len(found) == 2
     assert f"k-NN {found[-1]:.1f} %" in result.output
+
+
+def test_an_encoder_is_fine_tuned_by_some_labels_and_streams_are_fused(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    peaks = Peaks(flop_per_s=1e10, bytes_per_s=1e10)
+    monkeypatch.setattr(estimate, "measure_peaks", lambda device, dtype: peaks)
+    runs = [place / f"run{seed}" for seed in range(2)]
+    quick = ("runs=2", "epochs=1", "batch=4", "random.shortest=4", "hidden=4", "share=0.25")
+    changes = [word for change in quick for word in ("--set", change)]
+    semi = ("evaluate", "--protocol", "semi")
+    for seed, run in enumerate(runs):
+        skelpipe("pretrain", "--recipe", place / "tiny.toml", "--seed", seed, "--out", run)
+        result = skelpipe(*semi, *changes, "--run", run)
+        assert result.exit_code == 0, result.output
+        assert re.search(r"estimate on \S+: less than a minute", result.output)
+        assert " ± " in result.output
+        assert (run / "results" / "semi-25-random.subsets.csv").exists()
+    result = skelpipe(*semi, *changes, "--run", run, "--random-init")
+    assert "scratch" in result.output
+    assert (run / "results" / "semi-25-random-random-init.subsets.csv").exists()
+    result = skelpipe(*semi, "--set", "share=0.25", "--fuse", *runs)
+    assert result.exit_code == 0, result.output
+    assert (runs[0] / "results" / "fused-semi-25-random.json").exists()
+    message = refusal(*semi, "--fuse", *runs)
+    assert "semi-1-random.json" in message
+    message = refusal(*semi, "--raw-features", "--run", run)
+    assert "leave out --raw-features" in message
+    slow = ("--random-init", "--recipe", "slim", "--device", "cpu", "--set", "epochs=1000000")
+    message = refusal("evaluate", "--protocol", "finetune", *slow)
+    assert "--yes starts it all the same" in message
+    assert re.search("would take about [0-9]+ hours on this CPU", message)
 
 
 @pytest.mark.parametrize(

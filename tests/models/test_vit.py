@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from skelpipe.errors import UserError
-from skelpipe.models.vit import Block, SkeletonViT, rotate
+from skelpipe.models.vit import Block, SkeletonViT, drop_path, rotate
+from skelpipe.random import fold
 
 SMALL: dict[str, Any] = {
     "layers": 2,
@@ -152,6 +153,41 @@ def test_each_view_is_encoded_by_itself() -> None:
     alone = encoder(x[1:2])
     assert torch.allclose(together.class_BD[1], alone.class_BD[0], atol=1e-5)
     assert torch.allclose(together.patch_BSJD[1], alone.patch_BSJD[0], atol=1e-5)
+
+
+def test_a_branch_that_is_dropped_is_not_there() -> None:
+    encoder, x = small(layers=3), views(16, 4)
+    ones = torch.ones(3, 2, 4)
+    for one, other in zip(encoder(x), encoder(x, keep_LKB=ones), strict=True):
+        assert torch.equal(one, other)
+    keep_LKB = ones.clone()
+    keep_LKB[1, :, 0] = 0  # the first view goes round block 1
+    keep_LKB[0, 0, 1] = 0  # the second round block 0's attention,
+    keep_LKB[2, 1, 2] = 2  # the third through block 2's MLP twice
+    found = encoder(x, keep_LKB=keep_LKB).patch_BSJD
+    round_1, round_attention, twice = small(layers=3), small(layers=3), small(layers=3)
+    del round_1.blocks[1]
+    nn.init.zeros_(round_attention.blocks[0].out.weight)
+    with torch.no_grad():
+        twice.blocks[2].mlp[2].weight *= 2
+        twice.blocks[2].mlp[2].bias *= 2
+    networks = (round_1, round_attention, twice, small(layers=3))
+    for number, network in enumerate(networks):
+        torch.testing.assert_close(found[number], network(x).patch_BSJD[number])
+
+
+def test_branches_are_dropped_as_often_as_said() -> None:
+    key_B = fold(3, torch.arange(4000))
+    keep_LKB = drop_path(key_B, 4, 0.3, torch.float64)
+    for layer, rate in enumerate((0, 0.1, 0.2, 0.3)):
+        for branch in range(2):
+            kept = keep_LKB[layer, branch] > 0
+            assert set(keep_LKB[layer, branch][kept].tolist()) == {1 / (1 - rate)}
+            assert (~kept).double().mean().item() == pytest.approx(rate, abs=0.03)
+    assert not torch.equal(keep_LKB[3, 0], keep_LKB[3, 1])
+    some = torch.tensor([7, 3, 99])
+    assert torch.equal(drop_path(key_B[some], 4, 0.3, torch.float64), keep_LKB[..., some])
+    assert bool((drop_path(key_B, 1, 0.3, torch.float32) == 1).all())
 
 
 def test_order_in_time_matters() -> None:

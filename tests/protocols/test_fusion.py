@@ -6,9 +6,11 @@ import json
 import shlex
 import shutil
 from collections.abc import Callable
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -119,7 +121,8 @@ def rewrite(run: Run, name: str, change: Callable[..., tuple[list[str], Any, Any
     table = pq.read_table(file)
     label_N = torch.tensor(table["label"].to_numpy())
     score_NC = torch.tensor(table["score"].to_pylist())
-    file.write_bytes(pack_scores(*change(table["key"].to_pylist(), label_N, score_NC)))
+    keys, label_N, score_NC = change(table["key"].to_pylist(), label_N, score_NC)
+    file.write_bytes(pack_scores(keys, label_N, [score_NC]))
     record = file.parent / f"{name}.json"
     write_json(record, read_json(record) | {"files": {"scores.parquet": digest(file.read_bytes())}})
 
@@ -234,14 +237,95 @@ def test_the_command_that_is_named_mends_it(streams: Streams) -> None:
     assert scores.read_bytes() == whole
 
 
+def other_scores(**changes: list[Any] | None) -> bytes:
+    """A file of two repeats of samples a and b, but for these columns."""
+    columns: dict[str, Any] = {"repeat": [0, 0, 1, 1], "key": ["a", "b"] * 2, "label": [0, 1] * 2}
+    columns |= {"score": [[0.0, 1.0]] * 4} | changes
+    rows = min(len(column) for column in columns.values() if column)
+    types = {"repeat": pa.int32(), "key": pa.string(), "label": pa.int32(),
+             "score": pa.list_(pa.float32(), 2)}  # fmt: skip
+    buffer = BytesIO()
+    table = {name: pa.array(c[:rows], types[name]) for name, c in columns.items() if c}
+    pq.write_table(pa.table(table), buffer)
+    return buffer.getvalue()
+
+
+def test_scores_of_every_training_are_kept(tmp_path: Path) -> None:
+    file = tmp_path / "semi.scores.parquet"
+    scores = torch.arange(12.0).view(2, 3, 2)
+    file.write_bytes(pack_scores(["c", "a", "b"], torch.tensor([2, 0, 1]), list(scores)))
+    found = read_scores(file, sha256=digest(file.read_bytes()), classes=2, remedy="")
+    assert found.keys == ("a", "b", "c")
+    assert found.label_N.tolist() == [0, 1, 2]
+    assert torch.equal(found.score_RNC, scores[:, [1, 2, 0]])
+    file.write_bytes(other_scores())
+    assert read_scores(file, sha256=digest(other_scores()), classes=2, remedy="").keys == ("a", "b")
+
+
+SEMI = ("runs=2", "epochs=2", "batch=4", "random.shortest=4", "hidden=4")
+
+
+def test_trainings_are_fused_one_by_one(streams: Streams) -> None:
+    data, runs = streams[0], streams[1][:2]
+    for run in runs:
+        for share in ("share=0.5", "share=0.25"):
+            assert evaluated(run, data, "semi", *SEMI, share).name.startswith("semi-")
+    wanted = Wanted("semi", changes=("share=0.5",))
+    record = fuse(runs, wanted, (1.0, 0.25)).record
+    tables = [
+        pq.read_table(run.folder / "results" / "semi-50-random.scores.parquet").to_pylist()
+        for run in runs
+    ]
+    right = [0, 0]
+    for one, other in zip(*tables, strict=True):
+        assert (one["repeat"], one["key"]) == (other["repeat"], other["key"])
+        total = [a + 0.25 * b for a, b in zip(one["score"], other["score"], strict=True)]
+        right[one["repeat"]] += total.index(max(total)) == one["label"]
+    (row,) = record["results"]
+    assert row["accuracies"] == [100 * count / 15 for count in right]
+    assert row["accuracy"] == pytest.approx(100 * sum(right) / 30)
+    assert row["std"] == pytest.approx(100 * abs(right[0] - right[1]) / 15 / 2**0.5)
+    path = write_result(runs[0].folder, fuse(runs, wanted))
+    assert path.name == "fused-semi-50-random.json"
+    write_result(runs[0].folder, fuse(runs, Wanted("semi", changes=("share=0.25",))))
+    assert len(list(path.parent.glob("fused-semi-*.json"))) == 2
+    (table,) = [t for t in result_tables([record]) if t.title.startswith("Fusion")]
+    assert table.rows[-1][-1] == f"{row['accuracy']:.1f} ± {row['std']:.1f}"
+    # The command names the share, and labels that were drawn by another seed are not mixed in.
+    gone = refusal(runs, Wanted("semi", changes=("share=0.5", "subset=balanced")))
+    assert "--set share=0.5 --set 'subset=\"balanced\"'" in gone
+    evaluated(runs[0], data, "semi", *SEMI, "share=0.5", seed=3)
+    message = refusal(runs, wanted)
+    assert "run run1 has learnt from other labels than run0" in message
+    assert "--seed 3" in message
+    evaluated(runs[1], data, "semi", *SEMI, "share=0.5", seed=3)
+    assert fuse(runs, wanted).record["results"] != record["results"]
+
+
+def test_settings_choose_what_is_fused(made: Streams) -> None:
+    runs = made[1]
+    assert fuse(runs, Wanted("knn", changes=("k=1",))).record == fuse(runs, Wanted("knn")).record
+    message = refusal(runs, Wanted("knn", changes=("k=5",)))
+    assert "for k 5" in message
+    assert "found: k 1" in message
+    assert message.rstrip().endswith("--set k=5")
+    message = refusal(runs, Wanted("linear", changes=("random={shortest=8}",)))
+    assert "for random.shortest 8" in message
+
+
 @pytest.mark.parametrize(
     "data",
     [
         b"PAR1",
         b"",
-        pack_scores(["a", "a"], torch.zeros(2), torch.zeros(2, 2)),
-        pack_scores(["a"], torch.zeros(1), torch.full((1, 2), torch.nan)),
-        pack_scores(["a"], torch.zeros(1), torch.zeros(1, 3)),
+        pack_scores(["a", "a"], torch.zeros(2), torch.zeros(1, 2, 2)),
+        pack_scores(["a"], torch.zeros(1), torch.full((1, 1, 2), torch.nan)),
+        pack_scores(["a"], torch.zeros(1), torch.zeros(1, 1, 3)),
+        other_scores(repeat=[0, 1, 1]),
+        other_scores(repeat=[0, 0, 0]),
+        other_scores(key=["a", "b", "a", "c"]),
+        other_scores(label=[0, 1, 1, 0]),
+        other_scores(repeat=None),
     ],
 )
 def test_what_is_no_table_of_scores_is_refused(tmp_path: Path, data: bytes) -> None:
