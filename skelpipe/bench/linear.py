@@ -137,7 +137,7 @@ def fit_by_autograd(
             optimiser.param_groups[0]["lr"] = now
             loss = F.cross_entropy(model(x_ND[some]), label_N[some])
             optimiser.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             optimiser.step()
         model.eval()
         with torch.no_grad():

@@ -34,6 +34,14 @@ def test_floors_need_no_run(data: Path, name: str, subject: str) -> None:
     right = sum(record["confusion"][label][label] for label in range(2))
     assert record["results"][0]["accuracy"] == pytest.approx(100 * right / 8)
     assert record["samples"] == {"train": 16, "test": 8}
+    row = record["results"][0]
+    assert record["headline"] == {
+        "name": "accuracy", "value": row["accuracy"], "lower_is_better": False
+    }  # fmt: skip
+    assert row["interval"][0] <= row["accuracy"] <= row["interval"][1]
+    assert row["one_person"] == row["accuracy"]
+    assert row["mutual"] is None
+    assert record["per_class"] == [100 * record["confusion"][c][c] / 4 for c in range(2)]
     json.dumps(record)
 
 
