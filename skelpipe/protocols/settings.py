@@ -18,6 +18,7 @@ PROTOCOLS = (
     "knn",
     "linear",
     "linear-pcm3",
+    "linear-cmd",
 )
 """Those that are packaged, by name."""
 
