@@ -151,6 +151,16 @@ def test_pcm3s_probe_has_the_published_numbers() -> None:
     assert (pku.random.ratio, pku.random.shortest, pku.random.rotation) == ((0.5, 1.0), 64, 0)
 
 
+def test_cmds_probe_has_the_published_numbers() -> None:
+    protocol = load_protocol("linear-cmd")
+    assert isinstance(protocol, Linear)
+    assert (protocol.norm, protocol.epochs, protocol.batch) == (False, 80, 64)
+    assert (protocol.schedule, protocol.lr, protocol.drops) == ("steps", 0.1, (50, 70))
+    assert (protocol.momentum, protocol.weight_decay) == (0.9, 0)
+    assert (protocol.centre, protocol.train_view) == (0.95, "random")
+    assert (protocol.random.ratio, protocol.random.rotation) == ((0.5, 1.0), 0)
+
+
 def test_pcm3s_probe_is_plain_sgd_with_drops() -> None:
     """Softmax regression by hand, with momentum, in batches of 20 of 66, dropped at 2 and 5."""
     features, test = blobs(0).double(), blobs(1).double()
