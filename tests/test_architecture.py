@@ -36,7 +36,7 @@ ALLOWED: dict[str, set[str]] = {
                   "distributed"},
     "report": {"protocols", "train", "methods", "stream", "shards", "checkpoint"},
     "bench": {"prepare", "methods", "models", "views", "costs", "stream", "shards", "estimate",
-              "optim", "train"},
+              "optim", "train", "protocols"},
     "cli": {"report", "protocols", "train", "prepare", "bench", "estimate", "stream", "shards",
             "checkpoint", "distributed", "released"},
     # The common ones among themselves.
