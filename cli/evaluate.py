@@ -214,7 +214,8 @@ def evaluate(
             )
         if not ranks.rank:
             show_table(sweep_table(tried))
-            console.print("one test with what was chosen:", tried["command"], soft_wrap=True)
+            told = f"one test with what was chosen: {tried['command']}"
+            console.print(told, soft_wrap=True, markup=False)
             if found:
                 console.print(f"stored: {write_sweep(found.folder, tried)}", soft_wrap=True)
         return
