@@ -26,6 +26,8 @@ class What(StrEnum):
     views = "views"
     prototypes = "prototypes"
     gru = "gru"
+    linear = "linear"
+    knn = "knn"
     step = "step"
     damage = "damage"
     flops = "flops"
@@ -38,6 +40,8 @@ _TITLES = {
     What.views: "views: the 14 of a sample under recipe slim",
     What.prototypes: "prototypes: Sinkhorn-Knopp, cross-entropy and gradients over 65,536",
     What.gru: "gru: PCM³'s encoder forward and back, 64 frames",
+    What.linear: "linear: the probe on cached features of 2048, 120 classes",
+    What.knn: "knn: retrieval on features of 2048, with scores of 120 classes",
 }
 _ALL = (What.prepare, What.stream, What.views)
 
@@ -56,7 +60,7 @@ def bench(
         list[str] | None, typer.Option("--set", help="Change a setting of step's recipe.")
     ] = None,
     device: Annotated[
-        str, typer.Option(help="Of prototypes, gru and step: auto, cpu, cuda.")
+        str, typer.Option(help="Of prototypes, gru, linear, knn and step: auto, cpu, cuda.")
     ] = "auto",
     precision: Annotated[
         str | None,
@@ -68,8 +72,8 @@ def bench(
         int | None,
         typer.Option(
             min=4,
-            help="Of prototypes, and clips of gru. "
-            "[default: 8192; of gru 128 on a GPU, 16 on a CPU]",
+            help="Of prototypes and knn's gallery, training samples of linear, and clips of gru. "
+            "[default: 8192; of linear 6300, 63000 on a GPU; of gru 128 on a GPU, 16 on a CPU]",
         ),
     ] = None,
 ) -> None:
@@ -81,7 +85,9 @@ def bench(
     our loader, plain webdataset. `flops` measures nothing: it counts the operations of SLiM and of
     the masked autoencoders of its Table 1. `prototypes` measures the losses over 65,536 prototypes
     (minutes and 12 GB of memory on a CPU), `gru` PCM³'s encoder against the released code's form of
-    it, `step` a whole training step, beside a roofline. `all` is prepare, stream and views.
+    it, `linear` the probe against autograd (`--rows 63000` is the size of NTU RGB+D 120), `knn`
+    retrieval against the whole matrix of similarities (`--rows 63026` takes 13 GB for that), `step`
+    a whole training step, beside a roofline. `all` is prepare, stream and views.
     Everything is written to a temporary folder and removed.
 
     Examples:
@@ -121,7 +127,7 @@ def bench(
     if what is What.step:
         _show_step(recipe, change or [], choose_device(device), precision)
         return
-    if what in (What.prototypes, What.gru):
+    if what in (What.prototypes, What.gru, What.linear, What.knn):
         _show_kernel(what, rows, choose_device(device), precision)
         return
     console.print(machine(), soft_wrap=True)
@@ -152,6 +158,8 @@ def _show_kernel(
     what: What, count: int | None, device: torch.device, precision: str | None
 ) -> None:
     from skelpipe.bench.gru import gru
+    from skelpipe.bench.knn import knn
+    from skelpipe.bench.linear import linear
     from skelpipe.bench.measure import machine
     from skelpipe.bench.prototypes import prototypes
 
@@ -161,6 +169,10 @@ def _show_kernel(
     with console.status(f"measuring {what}"):
         if what is What.gru:
             measured = gru(count or (128 if on_gpu else 16), device=device, bf16=bf16)
+        elif what is What.linear:
+            measured = linear(count or (63000 if on_gpu else 6300), device=device)
+        elif what is What.knn:
+            measured = knn(count or 8192, device=device)
         else:
             measured = prototypes(count or 8192, device=device, bf16=bf16)
     console.print(_table(what, measured))

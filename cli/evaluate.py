@@ -81,6 +81,12 @@ def evaluate(
     val_subjects: Annotated[
         str, typer.Option(help="Query these training subjects; leave the test part alone.")
     ] = "",
+    sweep: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Try settings on --val-subjects: lr=0.01,0.1,batch=64,256. Repeatable.",
+        ),
+    ] = None,
     fuse: Annotated[
         list[Path] | None,
         typer.Option(
@@ -115,6 +121,8 @@ def evaluate(
 
         skelpipe evaluate --protocol linear --random-init (the floor without training)
 
+        skelpipe evaluate --protocol linear --val-subjects 8,9 --sweep lr=0.01,0.1,batch=64,256
+
         skelpipe evaluate --protocol linear-pcm3 --fuse runs/JOINT runs/BONE runs/MOTION
 
         skelpipe evaluate --protocol finetune             (all labels, the whole encoder)
@@ -131,8 +139,10 @@ def evaluate(
     from skelpipe.protocols.evaluate import write_result
     from skelpipe.protocols.fusion import Wanted
     from skelpipe.protocols.settings import PROTOCOLS, Finetune, load_protocol, own_probe
+    from skelpipe.protocols.sweep import read_axes, write_sweep
+    from skelpipe.protocols.sweep import sweep as try_settings
     from skelpipe.protocols.transfer import check_named_set
-    from skelpipe.report.tables import comparable, read_results, result_table
+    from skelpipe.report.tables import comparable, read_results, result_table, sweep_table
     from skelpipe.shards.card import read_card
 
     ranks = distributed.launch()
@@ -150,6 +160,7 @@ def evaluate(
             "--run": bool(run),
             "--data": bool(data),
             "--recipe": bool(recipe),
+            "--sweep": bool(sweep),
             "--random-init": random_init,
             "--raw-features": raw_features,
         }
@@ -208,6 +219,41 @@ def evaluate(
             )
 
     from .progress import counting_progress
+
+    if sweep:
+        words = ["skelpipe", "evaluate", "--protocol", settings.name]
+        words += ["--run", str(found.folder)] if found else []
+        words += ["--data", str(data)] if data else []
+        words += ["--recipe", recipe] if recipe else []
+        words += ["--features", kind] if kind else []
+        words += ["--seed", str(seed)] if seed else []
+        words += ["--random-init"] * random_init + ["--raw-features"] * raw_features
+        with (
+            distributed.process_group(where, _PATIENCE),
+            counting_progress(f"{settings.name} sweep") as report,
+        ):
+            tried = try_settings(
+                settings.name,
+                change or [],
+                read_axes(sweep),
+                chosen,
+                folder,
+                subject="random-init" if random_init else "raw" if raw_features else "run",
+                device=where,
+                run=found,
+                kind=kind,
+                val_subjects=held_out,
+                seed=seed,
+                command=words,
+                report=report,
+            )
+        if not ranks.rank:
+            show_table(sweep_table(tried))
+            told = f"one test with what was chosen: {tried['command']}"
+            console.print(told, soft_wrap=True, markup=False)
+            if found:
+                console.print(f"stored: {write_sweep(found.folder, tried)}", soft_wrap=True)
+        return
 
     with (
         distributed.process_group(where, _PATIENCE),

@@ -43,6 +43,11 @@ class Split(_Strict):
     title: str
     published: Counts | None = None
 
+    @property
+    def apart(self) -> Field | None:
+        """The field of which no value stands in both parts, where the split goes by one."""
+        return None
+
 
 class FieldSplit(Split):
     """Which values of one file-name field train and which test: explicit lists, never formulas."""
@@ -59,6 +64,10 @@ class FieldSplit(Split):
             raise ValueError(f"{self.field} {sorted(both)} stands in both train and test")
         return self
 
+    @property
+    def apart(self) -> Field | None:
+        return self.field
+
     def part(self, value: int) -> Part | None:
         """The part a value of the field belongs to; None where it stands in neither list."""
         if value in self.train:
@@ -70,11 +79,16 @@ class ListedSplit(Split):
     """A split that the data owners' file lists, recording by recording.
 
     ``file`` is a regular expression for the file's name, in small or capital letters;
-    ``recordings`` how many it lists.
+    ``recordings`` how many it lists. ``field`` is what it keeps apart.
     """
 
     file: str
+    field: Field
     recordings: Counts
+
+    @property
+    def apart(self) -> Field | None:
+        return self.field
 
 
 class MissingList(_Strict):
@@ -91,8 +105,9 @@ class MissingList(_Strict):
 class Dataset(_Strict):
     """A data set: what its recordings are called, what classes they show, how they are split.
 
-    ``mutual`` lists the actions (from 1) that two people perform together. ``published`` is the
-    number of samples that others report, None where they do not agree or nobody has.
+    ``mutual`` lists the actions, by their place from 1 in ``classes``, that two people perform
+    together. ``published`` is the number of samples that others report, None where they do not
+    agree or nobody has.
     """
 
     kind: Literal["dataset"]
@@ -417,6 +432,10 @@ class ArraySplit(Split):
                 raise ValueError(f"{', '.join(sorted(twice))} stands twice")
         return self
 
+    @property
+    def apart(self) -> Field | None:
+        return None if isinstance(self.by, Where) else self.by
+
 
 class ArrayDataset(Dataset):
     """A user's own recordings in arrays.
@@ -547,7 +566,7 @@ def _fault(file: Path, table: object, error: ValidationError) -> UserError:
             f"the manifest has an unknown key '{place[-1]}'",
             file=file,
             place=".".join(place),
-            remedy=nearest(place[-1], set(known) - {"kind", "format", "mutual"}),
+            remedy=nearest(place[-1], set(known) - {"kind", "format"}),
         )
     if first["type"] == "missing":
         what, found = f"the manifest lacks '{'.'.join(place)}'", ""

@@ -40,7 +40,7 @@ ALLOWED: dict[str, set[str]] = {
     "export": {"api", "stream"},
     "report": {"protocols", "train", "methods", "stream", "shards", "checkpoint"},
     "bench": {"prepare", "methods", "models", "views", "costs", "stream", "shards", "estimate",
-              "optim", "train"},
+              "optim", "train", "protocols"},
     "cli": {"report", "protocols", "train", "prepare", "bench", "estimate", "stream", "shards",
             "checkpoint", "distributed", "released", "api", "export"},
     # The common ones among themselves.

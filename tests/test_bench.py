@@ -13,8 +13,12 @@ from skelpipe.cli.bench import bench as command
 from typer.testing import CliRunner
 
 from skelpipe.bench import gru as gru_module
+from skelpipe.bench import knn as knn_module
+from skelpipe.bench import linear as linear_module
 from skelpipe.bench import views as views_module
 from skelpipe.bench.gru import FrameByFrame, gru
+from skelpipe.bench.knn import knn, tiled, whole
+from skelpipe.bench.linear import linear
 from skelpipe.bench.measure import Row, rows
 from skelpipe.bench.memory import private_megabytes
 from skelpipe.bench.prepare import memory, read_literally, speed
@@ -197,3 +201,42 @@ def test_command_measures_as_many_clips_as_asked(monkeypatch: pytest.MonkeyPatch
         result = CliRunner().invoke(app, ["gru", "--device", "cpu", *words])
         assert result.exit_code == 0, result.output
         assert wanted in result.output
+
+
+def peaks(device: torch.device, dtype: torch.dtype) -> Peaks:
+    return Peaks(flop_per_s=1e9, bytes_per_s=1e9)
+
+
+def test_the_probe_is_measured_beside_autograd(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(linear_module, "measure_peaks", peaks)
+    found = linear(40, features=6, classes=3, device=torch.device("cpu"), threads=1, rounds=1)
+    assert [row.ratio is None for row in found] == [False, False, False, True, True]
+    assert all(row.value > 0 for row in found)
+    assert found[2].value == pytest.approx(1e9 / (4 * 6 * 3))  # two products of 2 FLOP
+    assert found[3].value == pytest.approx(100 * 40 / found[1].value)
+
+
+def test_retrieval_is_measured_beside_the_whole_matrix(monkeypatch: pytest.MonkeyPatch) -> None:
+    memory = {whole: 200.0, tiled: 50.0}  # fresh processes take seconds to start
+    monkeypatch.setattr(knn_module, "measure_peaks", peaks)
+    monkeypatch.setattr(knn_module, "_working_memory", lambda way, *sizes: memory[way])
+    found = knn(300, features=8, device=torch.device("cpu"), threads=1, rounds=1)
+    assert [row.unit for row in found] == ["queries/s"] * 3 + ["MB"] * 2 + ["%"]
+    assert all(row.value > 0 for row in found[:3])
+    assert [(row.value, row.ratio) for row in found[3:]] == [(200, 1), (50, 0.25), (100, None)]
+
+
+def test_both_ways_of_retrieval_score_classes_alike() -> None:
+    query, gallery = (
+        torch.randn(n, 9, generator=torch.Generator().manual_seed(n)) for n in (9, 700)
+    )
+    problem = query, gallery, torch.arange(700) % 120
+    for one, other in zip(whole(problem), tiled(problem), strict=True):
+        torch.testing.assert_close(one, other)
+
+
+@pytest.mark.slow
+def test_tiles_take_less_memory_than_the_matrix() -> None:
+    found = {row.what: row for row in knn(9000, features=16, device=torch.device("cpu"), rounds=1)}
+    assert found["working memory, whole matrix"].value > 4 * 9000 * 7200 / 1e6
+    assert found["working memory, tiles"].ratio < 0.7

@@ -100,6 +100,8 @@ def test_classes_of_pku_mmd() -> None:
     assert first.classes == second.classes
     assert len(set(first.classes)) == 51
     assert first.mutual == second.mutual
+    for dataset in (first, second):
+        assert [dataset.split(name).apart for name in ("xsub", "xview")] == ["subject", "camera"]
     together = {first.classes[action - 1] for action in first.mutual}
     assert {name for name in first.classes if "other person" in name} == together - {"handshaking"}
     for action, start in {1: "bow", 8: "drink", 33: "sitting", 42: "touch back", 51: "wri"}.items():

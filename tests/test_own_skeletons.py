@@ -142,6 +142,7 @@ test = ["val"]
 
 TWO_BODIES = """
 name = "duo"
+mutual = [1, 3]
 title = "Duo, two people of 15 joints"
 fps = 30
 
@@ -323,6 +324,8 @@ def check_card(card: Card) -> None:
     assert card.topology.up == "y"
     assert card.metric == (card.dataset != "street")
     assert card.classes == (tuple(sorted(CLASSES)) if card.dataset == "duo" else CLASSES)
+    assert card.mutual == ((0, 2) if card.dataset == "duo" else ())
+    assert card.apart == ("subject" if card.dataset == "kitchen" else "")
     assert (card.counts.train.samples, card.counts.test.samples) == (60, 30)
     assert card.counts.train.subjects == {1: 15, 2: 15, 3: 15, 4: 15}
     assert card.counts.total.bodies == (180 if card.dataset == "duo" else 90)

@@ -32,7 +32,8 @@ def list_arrays(dataset: ArrayDataset, raw: Sequence[Path]) -> Listing:
         raw: Folders in which its path is looked for, or files; none: the manifest's own folder.
 
     Raises:
-        UserError: there are none; two have the same key; a table lacks a column or is no table.
+        UserError: there are none; two have the same key; a table lacks a column or is no table; a
+            mutual class that there is not.
     """
     samples, unread = find_samples(dataset, raw, columns_of(dataset))
     faults: list[Row] = [(key_of(name), file, reason) for name, file, reason in unread]
@@ -42,6 +43,7 @@ def list_arrays(dataset: ArrayDataset, raw: Sequence[Path]) -> Listing:
     values = Values(dataset)
     labels = {key: values.of(dataset.labels, sample) for key, sample in keyed.items()}
     classes = classes_of(dataset, labels.values())
+    _check_mutual(dataset, classes)
     stated = {
         field: {key: values.of(where, sample) for key, sample in keyed.items()}
         for field in _FIELDS
@@ -108,6 +110,19 @@ def key_of(name: str) -> str:
         digest = hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()
         key = f"{key[:73]}-{digest[:16]}"
     return key or "_"
+
+
+def _check_mutual(dataset: ArrayDataset, classes: Sequence[str]) -> None:
+    """Raise a UserError where a class is named as mutual that there is not."""
+    wrong = [number for number in dataset.mutual if not 0 < number <= len(classes)]
+    if wrong:
+        raise UserError(
+            "the manifest names a mutual class that there is not",
+            file=dataset.file,
+            place="mutual",
+            found=wrong[0],
+            expected=f"numbers from 1 to {len(classes)}: places in the list of classes",
+        )
 
 
 def _keyed(dataset: ArrayDataset, samples: Sequence[Sample]) -> dict[str, Sample]:

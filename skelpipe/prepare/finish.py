@@ -187,6 +187,8 @@ def finish(split: str, raw: Raw, plan: Plan, job: Job, tasks: dict[int, Task]) -
         precision=raw.precision,
         metric=raw.dataset.metric,
         classes=raw.listing.classes or raw.dataset.classes,
+        mutual=tuple(action - 1 for action in raw.dataset.mutual),
+        apart=raw.dataset.split(split).apart or "",
         counts=counts,
         missing_list=raw.listing.missing,
         warnings=tuple(_warnings(raw, counts)),

@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from skelpipe.checkpoint import Run, read_json, write_json
 from skelpipe.config import Recipe
 from skelpipe.files import write_whole
 from skelpipe.protocols import finetune, knn, linear, motion, occlusion
 from skelpipe.protocols.features import Kind, default_kind
+from skelpipe.protocols.metrics import confusion, headline, per_class, row_of
+from skelpipe.protocols.parts import check_apart, unlearnable
 from skelpipe.protocols.question import Answer, Found, Question, Subject, labels
 from skelpipe.protocols.scores import digest, pack_scores
 from skelpipe.protocols.settings import Finetune, Knn, Linear, Motion, Occlusion, Protocol
@@ -27,7 +28,7 @@ from skelpipe.protocols.transfer import (
     transfer_readings,
     transfer_record,
 )
-from skelpipe.shards.card import read_card, read_fitting_card
+from skelpipe.shards.card import mutual_of, read_card, read_fitting_card
 from skelpipe.stream.source import Part, open_source, select
 
 _SCORES = "scores.parquet"
@@ -84,7 +85,7 @@ def evaluate(
     # Of the set as it is stored: a question's card has the skeleton that the encoder knows.
     transfer = transfer_record(protocol, run, read_card(data), data) if run else {}
     noted = transfer["transfer"]["differences"] if transfer and subject == "run" else []
-    found = _solve(protocol, question)
+    found = solve(protocol, question)
     card, train, test = question.card, question.train, question.test
     files = {
         name: content
@@ -103,7 +104,7 @@ def evaluate(
         "part": part_name(val_subjects),
         "samples": {"train": len(train), "test": len(test)},
         "data_digest": card.data_digest,
-        "warnings": [*card.warnings, *noted],
+        "warnings": [*card.warnings, *unlearnable(card, train.table, test.table), *noted],
         "readings": [
             *_recipe_readings(recipe, run),
             *protocol.readings(),
@@ -146,6 +147,7 @@ def ask(
     train = select(data, "train", without=val_subjects)
     part: Part = "train" if val_subjects else "test"
     test = select(data, part, subjects=val_subjects)
+    check_apart(data, card, train, test)
     return Question(
         subject=subject,
         recipe=recipe,
@@ -161,7 +163,8 @@ def ask(
     )
 
 
-def _solve(protocol: Protocol, question: Question) -> Found:
+def solve(protocol: Protocol, question: Question) -> Found:
+    """What a protocol finds for a question."""
     if isinstance(protocol, Knn):
         return _recognition(knn.answer(protocol, question), question)
     if isinstance(protocol, Linear):
@@ -180,20 +183,15 @@ def _solve(protocol: Protocol, question: Question) -> Found:
 def _recognition(answers: Sequence[Answer], question: Question) -> Found:
     """What networks' answers are worth; the first one's scores are stored."""
     label_N = labels(question.test)
-    rows = [
-        {
-            "network": answer.network,
-            "accuracy": sum(accuracy(found, label_N) for found in answer.predicted)
-            / len(answer.predicted),
-            **answer.more,
-        }
-        for answer in answers
-    ]
-    confusion = torch.stack(
-        [_confusion(found, label_N, question.classes) for found in answers[0].predicted]
-    ).sum(0)
+    rows = [row_of(answer, label_N, mutual_of(question.card)) for answer in answers]
+    counts = confusion(answers[0].predicted, label_N, question.classes)
+    record = {
+        "headline": headline(rows[0]["accuracy"]),
+        "per_class": per_class(counts),
+        "confusion": counts.tolist(),
+    }
     scores = pack_scores(question.test.table["key"].to_pylist(), label_N, answers[0].scores)
-    return Found(rows, {"confusion": confusion.tolist()}, {_SCORES: scores})
+    return Found(rows, record, {_SCORES: scores})
 
 
 def _recipe_readings(recipe: Recipe, run: Run | None) -> list[str]:
@@ -206,17 +204,6 @@ def _recipe_readings(recipe: Recipe, run: Run | None) -> list[str]:
 def part_name(val_subjects: Sequence[int]) -> str:
     """Which samples are queried, as records name them."""
     return f"validation subjects {list(val_subjects)}" if val_subjects else "test"
-
-
-def accuracy(predicted_N: Tensor, label_N: Tensor) -> float:
-    """Top-1 accuracy in per cent."""
-    return 100 * (predicted_N == label_N).double().mean().item()
-
-
-def _confusion(predicted_N: Tensor, label_N: Tensor, classes: int) -> Tensor:
-    """Counts: rows are true classes, columns predicted ones."""
-    cells = torch.bincount(label_N * classes + predicted_N, minlength=classes**2)
-    return cells.view(classes, classes)
 
 
 def write_result(folder: Path, found: Evaluation) -> Path:

@@ -23,7 +23,6 @@ from skelpipe.protocols.features import See, encode_by, viewer
 from skelpipe.protocols.linear import Trained
 from skelpipe.protocols.question import Answer, Question, check_finite, labels
 from skelpipe.protocols.recogniser import Recogniser, layer_of, layers_of
-from skelpipe.protocols.scores import of_repeats
 from skelpipe.protocols.settings import Finetune
 from skelpipe.protocols.subsets import Subset, draw, pack
 from skelpipe.random import fold
@@ -65,9 +64,7 @@ def answer(protocol: Finetune, question: Question) -> list[Answer]:
         "epoch": found[0].best_epoch if len(found) == 1 else [each.best_epoch for each in found],
         "looked_every": _every(protocol, samples, len(question.test)),
     }
-    label_N = labels(question.test)
-    right = [100 * (each.predicted_N == label_N).double().mean().item() for each in found]
-    more: dict[str, Any] = {**of_repeats(right), "best_epoch_peer_convention": best}
+    more: dict[str, Any] = {"best_epoch_peer_convention": best}
     scratch = question.subject == "random-init"
     return [
         Answer(
@@ -257,7 +254,9 @@ def _optimiser(model: Recogniser, protocol: Finetune, decay: float) -> torch.opt
     layers = layers_of(model.encoder)
     groups: dict[tuple[int, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
-        decayed = parameter.ndim > 1 and not name.endswith(("joint_embedding", "prefix"))
+        decayed = parameter.ndim > 1 and not name.endswith(
+            ("joint_embedding", "step_embedding", "prefix")
+        )
         groups.setdefault((layer_of(name, layers), decayed), []).append(parameter)
     told = [
         {

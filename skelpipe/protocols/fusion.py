@@ -24,14 +24,10 @@ import torch
 
 from skelpipe.checkpoint import Run, read_json
 from skelpipe.errors import UserError
-from skelpipe.protocols.evaluate import (
-    Evaluation,
-    accuracy,
-    part_name,
-    result_name,
-)
+from skelpipe.protocols.evaluate import Evaluation, part_name, result_name
 from skelpipe.protocols.features import Kind
-from skelpipe.protocols.scores import Scores, of_repeats, read_scores
+from skelpipe.protocols.metrics import accuracy, of_repeats
+from skelpipe.protocols.scores import Scores, read_scores
 from skelpipe.protocols.settings import Recognition, load_protocol
 
 Record = dict[str, Any]

@@ -11,8 +11,8 @@ from skelpipe.checkpoint import Run
 from skelpipe.errors import UserError
 from skelpipe.methods import Method
 from skelpipe.protocols import knn
-from skelpipe.protocols.evaluate import accuracy
 from skelpipe.protocols.features import default_kind, encode_by, extract, viewer
+from skelpipe.protocols.metrics import accuracy
 from skelpipe.protocols.question import labels
 from skelpipe.protocols.settings import Knn, load_protocol
 from skelpipe.shards.card import read_card
@@ -57,8 +57,9 @@ def online_knn(run: Run, data: Path, device: torch.device) -> Callable[[Method],
         query_ND, gallery_GD = (extract(source, [student], see)[0] for source in (query, gallery))
         method.train(training)
         label_G = labels(gallery)
-        neighbours = knn.nearest(query_ND, gallery_GD, protocol.k)
-        found = knn.predict(label_G[neighbours], int(label_G.max()) + 1)
+        classes = int(label_G.max()) + 1
+        place_Nk, _ = knn.retrieve(query_ND, gallery_GD, label_G, classes, protocol.k)
+        found = knn.predict(label_G[place_Nk], classes)
         return {"knn": accuracy(found, labels(query))}
 
     return validate

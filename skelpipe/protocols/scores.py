@@ -11,8 +11,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
-from statistics import stdev
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -36,13 +34,6 @@ class Scores:
     keys: tuple[str, ...]
     label_N: Tensor
     score_RNC: Tensor
-
-
-def of_repeats(accuracies: Sequence[float]) -> dict[str, Any]:
-    """What a row says of several trainings beside their mean: each, and the sample deviation."""
-    if len(accuracies) < 2:
-        return {}
-    return {"accuracies": list(accuracies), "std": stdev(accuracies)}
 
 
 def pack_scores(keys: Sequence[str], label_N: Tensor, scores: Sequence[Tensor]) -> bytes:

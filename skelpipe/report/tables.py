@@ -94,8 +94,12 @@ def headline(record: Record) -> Headline:
 
 
 def read_results(run: Path) -> list[Record]:
-    """All evaluation records of a run folder, by file name; none where nothing was evaluated."""
-    return [read_json(path) for path in sorted((run / "results").glob("*.json"))]
+    """All evaluation records of a run folder, by file name; none where nothing was evaluated.
+
+    Sweeps are none: they chose settings.
+    """
+    paths = sorted((run / "results").glob("*.json"))
+    return [read_json(path) for path in paths if not path.stem.endswith("-sweep")]
 
 
 def result_tables(records: Iterable[Record]) -> list[Table]:
@@ -195,7 +199,11 @@ def settings_line(protocol: Record) -> str:
 
 
 def result_table(group: Sequence[Record]) -> Table:
-    """The table of one group of `comparable`."""
+    """The table of one group of `comparable`.
+
+    Records that have them show the bootstrap's interval, the deviation over several trainings, and
+    one-person and mutual classes apart.
+    """
     first = group[0]
     if headline(first).name == "mpjpe":
         return motion_table(group)
@@ -203,12 +211,19 @@ def result_table(group: Sequence[Record]) -> Table:
     floors = [name for name in _FLOORS if name in subjects]
     trained = any(record["subject"] == "run" for record in group)
     with_best = any("best_epoch_peer_convention" in row for r in group for row in r["results"])
+    results = [row for record in group for row in record["results"]]
+    with_interval = any("interval" in row for row in results)
+    with_groups = any(row.get("mutual") is not None for row in results)
     columns = ["network", "features", "last epoch, %" if with_best else "accuracy, %"]
+    if with_interval:
+        columns.append("95 % interval")
     with_drop = any("drop" in row for r in group for row in r["results"])
     if with_drop:
         columns += ["clean, %", "Δ↓, points"]
     if trained:
         columns += [f"over {subjects[name]}, points" for name in floors]
+    if with_groups:
+        columns += ["one person, %", "mutual, %"]
     if with_best:
         columns.append("best epoch, % (peer convention)")
 
@@ -222,6 +237,8 @@ def result_table(group: Sequence[Record]) -> Table:
                 features_name(record),
                 _accuracy(result),
             ]
+            if with_interval:
+                cells.append(" to ".join(f"{end:.1f}" for end in result.get("interval", ())))
             if with_drop:
                 cells += [f"{result['clean_accuracy']:.1f}", f"{result['drop']:.1f}"]
             if trained:
@@ -231,6 +248,8 @@ def result_table(group: Sequence[Record]) -> Table:
                     else f"{result['accuracy'] - beneath[name]['accuracy']:+.1f}"
                     for name in floors
                 ]
+            if with_groups:
+                cells += [_percent(result.get(name)) for name in ("one_person", "mutual")]
             if with_best:
                 best = result.get("best_epoch_peer_convention")
                 cells.append(
@@ -322,6 +341,33 @@ def fusion_table(record: Record) -> Table:
         warnings=tuple(record["warnings"]),
         readings=tuple(record["readings"]),
     )
+
+
+def sweep_table(record: Record) -> Table:
+    """The table of a sweep: all combinations that were tried, the chosen one marked."""
+    head = record["headline"]
+    direction = "the lowest" if head["lower_is_better"] else "the highest"
+    rows = [
+        (
+            "chosen" if row["settings"] == record["chosen"] else "",
+            *row["settings"].values(),
+            f"{row['value']:.2f}",
+        )
+        for row in record["tried"]
+    ]
+    return Table(
+        title=f"Sweep: {record['protocol']['title']}",
+        subtitle=_data_line(record),
+        columns=("", *record["chosen"], f"{head['name']} ({direction} is chosen)"),
+        rows=tuple(rows),
+        numbers=settings_line(record["protocol"]),
+        warnings=tuple(record["warnings"]),
+        readings=tuple(record["readings"]),
+    )
+
+
+def _percent(value: float | None) -> str:
+    return "" if value is None else f"{value:.1f}"
 
 
 def _data_line(record: Record) -> str:

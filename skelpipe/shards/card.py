@@ -12,6 +12,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
 from skelpipe.errors import UserError
+from skelpipe.manifest import load_dataset, manifest_names
 from skelpipe.skeleton import Topology
 
 Precision = Literal["float32", "int16"]
@@ -96,6 +97,9 @@ class Card(_Strict):
 
     ``topology`` is the skeleton as stored, its axes and all. ``precision`` "int16" stores positions
     in steps of `STEP` metres. ``metric`` is False where the unit of positions is not known.
+    ``mutual`` are the classes (from 0) that two people perform together, and ``apart`` the field of
+    which no value stands in both parts, empty where a split goes by something else: `mutual_of` and
+    `apart_of` know them of older cards too.
     ``missing_list`` is None where the data set has none.
     """
 
@@ -109,6 +113,8 @@ class Card(_Strict):
     precision: Precision
     metric: bool = True
     classes: tuple[str, ...]
+    mutual: tuple[int, ...] = ()
+    apart: Literal["subject", "camera", "setup", ""] = ""
     counts: Counts
     missing_list: MissingStamp | None
     warnings: tuple[str, ...]
@@ -217,6 +223,23 @@ def read_fitting_card(folder: Path, pipeline: str) -> Card:
             remedy=f"skelpipe prepare {made_from(card)} --split {card.split} --pipeline {pipeline}",
         )
     return card
+
+
+def mutual_of(card: Card) -> tuple[int, ...]:
+    """The classes, from 0, that two people perform together.
+
+    Of a packaged data set's card that is older than the field, what the manifest says.
+    """
+    if "mutual" in card.model_fields_set or card.dataset not in manifest_names("dataset"):
+        return card.mutual
+    return tuple(action - 1 for action in load_dataset(card.dataset).mutual)
+
+
+def apart_of(card: Card) -> str:
+    """The field of which no value stands in both parts; as `mutual_of` for older cards."""
+    if "apart" in card.model_fields_set or card.dataset not in manifest_names("dataset"):
+        return card.apart
+    return load_dataset(card.dataset).split(card.split).apart or ""
 
 
 def place_of(dataset: str, pipeline: str, precision: Precision) -> Path:

@@ -90,8 +90,8 @@ TEMPLATE = new_manifest("kitchen")
 
 def test_all_blocks_are_found() -> None:
     settings = [line for line in TEMPLATE.splitlines() if re.match(r"#\S", line)]
-    assert len(alternatives(TEMPLATE)) == 17
-    assert len(settings) == 59
+    assert len(alternatives(TEMPLATE)) == 18
+    assert len(settings) == 60
 
 
 @pytest.mark.parametrize("text", alternatives(TEMPLATE))

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from importlib.metadata import entry_points
@@ -111,6 +112,7 @@ def test_streams_are_fused(place: Path) -> None:
         (("--fuse", *runs, "--weights", "1,1,one"), "--weights takes numbers"),
         (("--fuse", *runs[:2], "--fuse", runs[2]), "several --fuse"),
         (("--fuse", *runs, "--set", "k=5"), "for k 5"),
+        (("--fuse", *runs, "--sweep", "k=1,5"), "--sweep"),
         (("--fuse", *runs, "--run", runs[0], "--raw-features"), "--run --raw-features"),
         (("--fuse", *runs, "--features", "class"), "--features class"),
         ((runs[0],), "belongs to no option"),
@@ -118,6 +120,23 @@ def test_streams_are_fused(place: Path) -> None:
     ):
         assert named in refusal(*knn, *words)
     assert not stored.exists()
+
+
+def test_settings_are_chosen_on_held_out_subjects(place: Path) -> None:
+    floor = ("evaluate", "--protocol", "knn", "--raw-features", "--recipe", place / "tiny.toml")
+    assert "never on the test part" in refusal(*floor, "--sweep", "k=1,3")
+    result = skelpipe(
+        *floor, "--val-subjects", "1,2", "--sweep", "k=1,3", "--sweep", "centre=0.9,1"
+    )
+    assert result.exit_code == 0, result.output
+    (line,) = [line for line in result.output.splitlines() if line.startswith("one test")]
+    words = shlex.split(line.partition(": ")[2])
+    assert "the highest" in result.output
+    assert words[:4] == ["skelpipe", "evaluate", "--protocol", "knn"]
+    assert "--val-subjects" not in words
+    tested = skelpipe(*words[1:])
+    assert tested.exit_code == 0, tested.output
+    assert ", test: 6 samples" in tested.output
 
 
 def test_held_out_subjects_are_not_trained_on(place: Path) -> None:

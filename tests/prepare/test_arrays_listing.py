@@ -126,6 +126,18 @@ def test_listed_classes_by_name_and_by_number(tmp_path: Path) -> None:
     assert "found 'sitt', expected one of 3 names, or a number from 1 to 3" in reason
 
 
+@pytest.mark.parametrize("number", [0, 3])
+@pytest.mark.parametrize("classes", [{"classes": ["sit", "wave"]}, {}])
+def test_a_mutual_class_that_there_is_not(
+    tmp_path: Path, classes: dict[str, Any], number: int
+) -> None:
+    write(tmp_path, "wave-1", "sit-1")
+    changes = {**classes, "labels": {"pattern": "(.+)-"}}
+    assert len(listed(tmp_path, {**changes, "mutual": [1, 2]}).units) == 2
+    with pytest.raises(UserError, match=rf"mutual[\s\S]*found: {number}\n.*from 1 to 2"):
+        listed(tmp_path, {**changes, "mutual": [2, number]})
+
+
 def test_classes_that_are_not_listed_are_those_that_occur(tmp_path: Path) -> None:
     write(tmp_path, "w10-1", "w09-1", "w2-1")
     listing = listed(tmp_path, {"labels": {"pattern": r"w(\d+)-"}})

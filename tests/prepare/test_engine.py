@@ -52,6 +52,7 @@ def test_sets_say_what_they_hold(place: Path, tmp_path: Path) -> None:
     assert made.fresh
     assert made.folder == tmp_path / "out" / "ntu60" / "ctrgcn" / "xsub"
     card = read_card(made.folder)
+    assert (card.mutual, card.apart) == (tuple(range(49, 60)), "subject")
     assert card == made.card
     assert (card.counts.train.samples, card.counts.test.samples) == (18, 6)
     assert card.counts.total.frames == 24 * 4

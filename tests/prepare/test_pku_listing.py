@@ -593,6 +593,8 @@ def test_what_is_rejected_and_odd_is_in_the_card(tmp_path: Path) -> None:
         "label beyond the end": 2,
     }
     assert len(made.card.classes) == 51
+    assert [made.card.classes[label] for label in made.card.mutual][1] == "handshaking"
+    assert made.card.apart == "subject"
     assert counts.total.classes == {0: 1, 1: 1, 2: 1, 4: 3, 50: 3}
     rows = [json.loads(line) for line in (made.folder / "rejected.jsonl").read_bytes().splitlines()]
     assert [row["key"] for row in rows] == ["0002-L-003", "0002-L-004", "0002-L-005"]

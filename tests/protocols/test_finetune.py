@@ -227,8 +227,8 @@ def test_the_encoder_is_trained_and_the_run_is_left_alone(data: Path, tmp_path: 
     record = found.record
     (row,) = record["results"]
     assert row["network"] == "student, fine-tuned"
-    assert row["accuracy"] == pytest.approx(sum(row["accuracies"]) / 2)
-    assert row["std"] == pytest.approx(abs(row["accuracies"][0] - row["accuracies"][1]) / 2**0.5)
+    assert row["accuracy"] == pytest.approx(sum(row["by_seed"]) / 2)
+    assert row["std"] == pytest.approx(abs(row["by_seed"][0] - row["by_seed"][1]) / 2**0.5)
     assert len(row["best_epoch_peer_convention"]["epoch"]) == 2
     assert [subset["seed"] for subset in record["subsets"]] == [0, 1]
     assert [subset["samples"] for subset in record["subsets"]] == [5, 5]

@@ -282,7 +282,7 @@ def test_trainings_are_fused_one_by_one(streams: Streams) -> None:
         total = [a + 0.25 * b for a, b in zip(one["score"], other["score"], strict=True)]
         right[one["repeat"]] += total.index(max(total)) == one["label"]
     (row,) = record["results"]
-    assert row["accuracies"] == [100 * count / 15 for count in right]
+    assert row["by_seed"] == [100 * count / 15 for count in right]
     assert row["accuracy"] == pytest.approx(100 * sum(right) / 30)
     assert row["std"] == pytest.approx(100 * abs(right[0] - right[1]) / 15 / 2**0.5)
     path = write_result(runs[0].folder, fuse(runs, wanted))

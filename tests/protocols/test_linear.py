@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from skelpipe.bench.linear import fit_by_autograd
 from skelpipe.errors import UserError
-from skelpipe.protocols.linear import Classifier, Probe, fit
+from skelpipe.protocols.linear import Classifier, Trained, fit
 from skelpipe.protocols.settings import Linear, load_protocol
 from skelpipe.random import fold
 from skelpipe.stream.order import permutation
@@ -24,7 +25,7 @@ def blobs(seed: int, scale: float = 1.0) -> Tensor:
 
 def probe(
     epochs_of_features: Iterator[list[Tensor]], tests: list[Tensor], **changes: Any
-) -> list[Probe]:
+) -> list[Trained]:
     settings: dict[str, Any] = {"classes": 3, "epochs": 8, "batch": 16, "lr": 0.1, "momentum": 0.9,
                 "weight_decay": 0.0, "norm": True, "schedule": "cosine", "drops": (),
                 "seed": 0} | changes  # fmt: skip
@@ -66,21 +67,51 @@ def test_probes_do_not_influence_each_other() -> None:
     assert torch.equal(both[0].predicted_N, alone.predicted_N)
 
 
+@pytest.mark.parametrize("batch", [16, 20, 256])
+@pytest.mark.parametrize("weight_decay", [0.0, 0.01])
+@pytest.mark.parametrize("schedule", ["cosine", "steps"])
+@pytest.mark.parametrize("norm", [True, False])
+def test_it_is_what_autograd_and_torchs_sgd_give(
+    norm: bool, schedule: str, weight_decay: float, batch: int
+) -> None:
+    far = 30 if norm else 0  # from 0, so that badly rounded statistics would show
+    features = [blobs(0, 0.2) + far, blobs(2, 0.2)[:, :5]]
+    tests = [blobs(1, 0.2) + far, blobs(3, 0.2)[:, :5]]
+    settings: dict[str, Any] = {
+        "classes": 3, "epochs": 5, "batch": batch, "lr": 0.05, "momentum": 0.9, "norm": norm,
+        "weight_decay": weight_decay, "schedule": schedule, "seed": 3,
+        "drops": (2, 4) if schedule == "steps" else (),
+    }  # fmt: skip
+    found = fit(repeat(features), LABEL, tests, LABEL, **settings)
+    for one, x, test in zip(found, features, tests, strict=True):
+        wanted = fit_by_autograd(x, LABEL, test, **settings)
+        torch.testing.assert_close(one.score_NC, wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_without_momentum_it_is_plain_descent() -> None:
+    (found,) = probe(repeat([blobs(0)]), [blobs(1)], momentum=0.0)
+    settings: dict[str, Any] = {"classes": 3, "epochs": 8, "batch": 16, "lr": 0.1, "momentum": 0.0,
+                "weight_decay": 0.0, "norm": True, "schedule": "cosine", "drops": (),
+                "seed": 0}  # fmt: skip
+    wanted = fit_by_autograd(blobs(0), LABEL, blobs(1), **settings)
+    torch.testing.assert_close(found.score_NC, wanted, rtol=1e-4, atol=1e-4)
+
+
 def test_the_last_incomplete_batch_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
-    sizes: list[int] = []
-    plain = Classifier.forward
+    batches: list[list[int]] = []
+    plain = Classifier.step
 
-    def note(self: Classifier, x_ND: Tensor) -> Tensor:
-        if self.training:
-            sizes.append(len(x_ND))
-        return plain(self, x_ND)
+    def note(self: Classifier, x: Tensor, label: Tensor, rows_B: Tensor, **rates: float) -> None:
+        batches.append(rows_B.tolist())
+        plain(self, x, label, rows_B, **rates)
 
-    monkeypatch.setattr(Classifier, "forward", note)
+    monkeypatch.setattr(Classifier, "step", note)
     probe(repeat([blobs(0)]), [blobs(1)], epochs=2)
-    assert sizes == [16] * 8
-    sizes.clear()
+    assert [len(rows) for rows in batches] == [16] * 8
+    assert len({row for rows in batches[:4] for row in rows}) == 64
+    batches.clear()
     probe(repeat([blobs(0)]), [blobs(1)], epochs=2, batch=256)
-    assert sizes == [66] * 2
+    assert [sorted(rows) for rows in batches] == [list(range(66))] * 2
 
 
 def test_each_epoch_has_its_own_features() -> None:
@@ -99,12 +130,13 @@ def test_the_best_epoch_is_the_first_of_equals() -> None:
     assert found[0].best_epoch < 6
 
 
-def test_the_classifier_normalises_without_affine_part() -> None:
-    model = Classifier(8, 3)
-    assert {name for name, _ in model.named_parameters()} == {"linear.weight", "linear.bias"}
-    assert model.norm.eps == 1e-6
-    assert not bool(model.linear.bias.any())
-    assert model.linear.weight.std().item() == pytest.approx(0.01, rel=0.5)
+def test_weights_start_small_and_biases_at_zero() -> None:
+    model = Classifier(blobs(0), 3, batch=4, norm=True, seed=0)
+    assert model.weight_CD.shape == (3, 8)
+    assert not bool(model.bias_C.any())
+    assert model.weight_CD.std().item() == pytest.approx(0.01, rel=0.5)
+    other = Classifier(blobs(0), 3, batch=4, norm=True, seed=1)
+    assert not torch.equal(model.weight_CD, other.weight_CD)
 
 
 def test_pcm3s_probe_has_the_published_numbers() -> None:
@@ -119,18 +151,23 @@ def test_pcm3s_probe_has_the_published_numbers() -> None:
     assert (pku.random.ratio, pku.random.shortest, pku.random.rotation) == ((0.5, 1.0), 64, 0)
 
 
+def test_cmds_probe_has_the_published_numbers() -> None:
+    protocol = load_protocol("linear-cmd")
+    assert isinstance(protocol, Linear)
+    assert (protocol.norm, protocol.epochs, protocol.batch) == (False, 80, 64)
+    assert (protocol.schedule, protocol.lr, protocol.drops) == ("steps", 0.1, (50, 70))
+    assert (protocol.momentum, protocol.weight_decay) == (0.9, 0)
+    assert (protocol.centre, protocol.train_view) == (0.95, "random")
+    assert (protocol.random.ratio, protocol.random.rotation) == ((0.5, 1.0), 0)
+
+
 def test_pcm3s_probe_is_plain_sgd_with_drops() -> None:
     """Softmax regression by hand, with momentum, in batches of 20 of 66, dropped at 2 and 5."""
     features, test = blobs(0).double(), blobs(1).double()
     steps = {"norm": False, "schedule": "steps", "drops": (2, 5), "epochs": 7, "batch": 20}
-    torch.set_default_dtype(torch.float64)
-    try:
-        (found,) = probe(repeat([features]), [test], **steps)
-        torch.manual_seed(0)
-        start = Classifier(8, 3, norm=False).linear
-    finally:
-        torch.set_default_dtype(torch.float32)
-    weight, bias = start.weight.detach().clone(), start.bias.detach().clone()
+    (found,) = probe(repeat([features]), [test], **steps)
+    start = Classifier(test, 3, batch=20, norm=False, seed=0)
+    weight, bias = start.weight_CD.clone(), start.bias_C.clone()
     assert not bool(bias.any())
     moved = [torch.zeros_like(weight), torch.zeros_like(bias)]
     for epoch in range(7):
