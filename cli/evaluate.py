@@ -15,6 +15,7 @@ from .options import choose_device, newest_set, runs_root, set_folder, subject_n
 from .tables import show_table
 
 if TYPE_CHECKING:
+    from skelpipe.protocols.evaluate import Evaluation
     from skelpipe.protocols.features import Kind
     from skelpipe.protocols.fusion import Wanted
 
@@ -32,7 +33,11 @@ class Features(StrEnum):
 
 def evaluate(
     protocol: Annotated[
-        str, typer.Option(help="knn, linear (as MAMP's) or linear-pcm3 (as PCM3's).")
+        str,
+        typer.Option(
+            help="knn, linear (as MAMP's), linear-pcm3 (as PCM3's), or detection (on whole "
+            "recordings)."
+        ),
     ],
     run: Annotated[
         Path | None, typer.Option(help="Run folder. [default: the newest with a checkpoint]")
@@ -42,7 +47,8 @@ def evaluate(
         typer.Option(
             parser=set_folder,
             metavar="DIR|URL",
-            help="Prepared set. [default: the one the run was trained on; the newest, if imported]",
+            help="Prepared set. [default: the one the run was trained on; the newest, if "
+            "imported; for detection the newest of whole recordings]",
         ),
     ] = None,
     random_init: Annotated[
@@ -94,6 +100,8 @@ def evaluate(
 
         skelpipe evaluate --protocol linear --random-init (the floor without training)
 
+        skelpipe evaluate --protocol detection --data data/shards/pku1/recordings/xsub
+
         skelpipe evaluate --protocol linear-pcm3 --fuse runs/JOINT runs/BONE runs/MOTION
 
         torchrun --standalone --nproc-per-node 4 -m -- skelpipe.cli evaluate --protocol knn
@@ -102,10 +110,11 @@ def evaluate(
     from skelpipe.checkpoint import newest_run, read_run
     from skelpipe.config import load_recipe
     from skelpipe.errors import nearest
+    from skelpipe.protocols.detection import PIPELINE
     from skelpipe.protocols.evaluate import evaluate as run_protocol
     from skelpipe.protocols.evaluate import write_result
     from skelpipe.protocols.fusion import Wanted
-    from skelpipe.protocols.settings import PROTOCOLS, load_protocol
+    from skelpipe.protocols.settings import PROTOCOLS, Detection, load_protocol
     from skelpipe.report.tables import comparable, read_results, result_table
     from skelpipe.shards.card import read_card
 
@@ -149,6 +158,9 @@ def evaluate(
         )
     chosen = load_recipe(recipe) if recipe else found.recipe if found else load_recipe("slim")
     folder = data
+    recordings = isinstance(settings, Detection)
+    if folder is None and recordings:
+        folder = newest_set(PIPELINE)
     if folder is None and found and "imported" not in found.data:
         folder = set_folder(found.data.get("url") or found.data["folder"])
     folder = folder or newest_set(chosen.pipeline)
@@ -200,6 +212,19 @@ def evaluate(
     console.print(f"our reading: {'; '.join(record['readings'])}", soft_wrap=True, markup=False)
     if stored:
         console.print(f"stored: {stored}", soft_wrap=True)
+    if stored and recordings and evaluation.files:
+        console.print(f"look at: {_write_bars(stored, evaluation)}", soft_wrap=True)
+
+
+def _write_bars(stored: Path, evaluation: Evaluation) -> Path:
+    """A picture of one recording, what is done and what was detected, beside the result."""
+    from skelpipe.files import write_whole
+    from skelpipe.protocols.detection import SEGMENTS
+    from skelpipe.report.bars import typical_recording
+
+    file = stored.with_suffix(".bars.png")
+    write_whole(file, typical_recording(evaluation.record, evaluation.files[SEGMENTS]))
+    return file
 
 
 def _fuse(first: list[Path], more: list[Path], weights: str, wanted: Wanted) -> None:

@@ -15,11 +15,11 @@ from torch import Tensor
 from skelpipe.checkpoint import Run, read_json, write_json
 from skelpipe.config import Recipe
 from skelpipe.files import write_whole
-from skelpipe.protocols import knn, linear
+from skelpipe.protocols import detection, knn, linear
 from skelpipe.protocols.features import Kind, default_kind
 from skelpipe.protocols.question import Answer, Found, Question, Subject, labels
 from skelpipe.protocols.scores import digest, pack_scores
-from skelpipe.protocols.settings import Knn, Linear, Protocol
+from skelpipe.protocols.settings import Detection, Knn, Linear, Protocol
 from skelpipe.shards.card import read_fitting_card
 from skelpipe.stream.source import Part, open_source, select
 
@@ -117,7 +117,10 @@ def ask(
     report: Callable[[int, int], None] = lambda done, total: None,
 ) -> Question:
     """What a protocol is asked, checked before anything is computed; arguments as `evaluate`'s."""
-    card = read_fitting_card(data, recipe.pipeline)
+    if isinstance(protocol, Detection):
+        card = detection.recordings_card(data, val_subjects)
+    else:
+        card = read_fitting_card(data, recipe.pipeline)
     train = select(data, "train", without=val_subjects)
     part: Part = "train" if val_subjects else "test"
     test = select(data, part, subjects=val_subjects)
@@ -143,6 +146,8 @@ def _solve(protocol: Protocol, question: Question) -> Found:
         return _recognition(knn.answer(protocol, question), question)
     if isinstance(protocol, Linear):
         return _recognition(linear.answer(protocol, question), question)
+    if isinstance(protocol, Detection):
+        return detection.answer(protocol, question)
     raise NotImplementedError(protocol.task)
 
 

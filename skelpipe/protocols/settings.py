@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Literal, Self, TypeAlias
 
-from pydantic import Field, model_validator
+from pydantic import Field, PositiveInt, model_validator
 
 from skelpipe.config import Range, Settings, apply_changes, build
 from skelpipe.errors import UserError
@@ -18,6 +18,7 @@ PROTOCOLS = (
     "knn",
     "linear",
     "linear-pcm3",
+    "detection",
 )
 """Those that are packaged, by name."""
 
@@ -150,12 +151,47 @@ class Finetune(Scheduled):
         return f"{100 * self.share:g}-{self.subset}"
 
 
-Protocol: TypeAlias = Knn | Linear | Occlusion | Finetune
+class Detection(Scheduled):
+    """Actions in whole recordings: a layer on the encoder, trained on windows, asked every frame.
+
+    Windows have ``window`` frames at a stride drawn from ``strides``, or at ``test_stride``.
+    ``encoder`` "frozen" trains the layer alone. ``origin`` "window" moves the topology's centre, of
+    the main body in the window's first frame, to 0; "camera" leaves metres as recorded, which suits
+    an encoder with an input norm. At the ``borders`` of a test recording windows are shifted
+    inside, or their first or last frame is repeated, which is not known of PCM3's; training windows
+    are shifted. ``smooth`` is the radius of `detection_segments.smooth`, "as_published" leaves out
+    the last frame. Frames of a probability of ``threshold`` or more that anything is done make
+    segments.
+    """
+
+    task: Literal["detection"]
+    centre: float = Field(1.0, ge=1, le=1, description="whole recordings are seen")
+    encoder: Literal["trained", "frozen"]
+    window: int = Field(ge=1)
+    strides: tuple[PositiveInt, ...] = Field(min_length=1)
+    test_stride: int = Field(ge=1)
+    per_recording: int = Field(ge=1, description="windows of a recording in an epoch")
+    origin: Literal["camera", "window"] = "camera"
+    borders: Literal["shift", "repeat"] = "shift"
+    nesterov: bool = True
+    smooth: int = Field(ge=0)
+    smoothing: Literal["whole", "as_published"] = "whole"
+    threshold: float = Field(gt=0, le=1)
+
+    @model_validator(mode="after")
+    def _nesterov_has_momentum(self) -> Self:
+        if self.nesterov and not self.momentum:
+            raise ValueError("nesterov needs momentum above 0")
+        return self
+
+
+Protocol: TypeAlias = Knn | Linear | Occlusion | Finetune | Detection
 _TASKS: dict[str, type[Protocol]] = {
     "knn": Knn,
     "linear": Linear,
     "occlusion": Occlusion,
     "finetune": Finetune,
+    "detection": Detection,
 }
 
 

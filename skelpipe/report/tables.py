@@ -107,6 +107,7 @@ def gains(group: Sequence[Record]) -> list[Gain]:
         for record in group
         if record["subject"] == "run"
         for row in record["results"][:1]
+        if "accuracy" in row
         for floor in _floors(record, group).values()
     ]  # fmt: skip
 
@@ -152,6 +153,8 @@ def settings_line(protocol: Record) -> str:
 def result_table(group: Sequence[Record]) -> Table:
     """The table of one group of `comparable`."""
     first = group[0]
+    if first["protocol"]["task"] == "detection":
+        return detection_table(group)
     subjects = {record["subject"]: record["results"][0]["network"] for record in group}
     floors = [name for name in _FLOORS if name in subjects]
     trained = any(record["subject"] == "run" for record in group)
@@ -186,6 +189,49 @@ def result_table(group: Sequence[Record]) -> Table:
     return Table(
         title=first["protocol"]["title"],
         subtitle=_data_line(first),
+        columns=tuple(columns),
+        rows=tuple(rows),
+        numbers=settings_line(first["protocol"]),
+        warnings=united(record["warnings"] for record in group),
+        readings=united(record["readings"] for record in group),
+    )
+
+
+def detection_table(group: Sequence[Record]) -> Table:
+    """Detection in a group of `comparable`: the headlines first, then each convention by itself.
+
+    A gain is one of mAP_a, over the untrained encoder.
+    """
+    first = group[0]
+    with_floor = len({record["subject"] for record in group}) > 1
+    columns = ["network", "features", "mAP_a, %", "mAP_v, %"]
+    columns += ["over untrained, points"] if with_floor else []
+    columns += [f"{name} mAP_{which}" for name in ("official", "VOC") for which in "av"]
+    columns += ["F1", "2D-AP", "frames right, %"]
+    rows = []
+    for record in group:
+        (row,) = record["results"]
+        floor = _floors(record, group).get("random-init", row)
+        cells = [
+            row["network"],
+            features_name(record),
+            f"{row['map_a']:.1f}",
+            f"{row['map_v']:.1f}",
+        ]
+        if with_floor:
+            gain = f"{row['map_a'] - floor['map_a']:+.1f}"
+            cells.append(gain if record["subject"] == "run" and floor is not row else "")
+        for convention in ("official", "voc"):
+            found = row[convention]["0.5"]
+            cells += [f"{found['map_a']:.1f}", f"{found['map_v']:.1f}"]
+        cells += [f"{row[name]:.1f}" for name in ("f1", "ap_2d", "frame_accuracy")]
+        rows.append(tuple(cells))
+    samples = first["samples"]
+    return Table(
+        title=first["protocol"]["title"],
+        subtitle=f"{first['dataset']} {first['split']}, {first['part']}: {samples['test']:,} "
+        f"recordings, learned from {samples['train']:,}; overlap 0.5; mAP_a is VOC's and mAP_v the "
+        "official one, as PCM3 has them",
         columns=tuple(columns),
         rows=tuple(rows),
         numbers=settings_line(first["protocol"]),
