@@ -143,7 +143,7 @@ def settings_line(protocol: Record) -> str:
         if isinstance(value, dict):
             inner = ", ".join(f"{key} {_plain(part)}" for key, part in value.items())
             parts.append(f"{label} ({inner})")
-        elif name == "drops":
+        elif name in ("drops", "strides"):
             parts.append(f"{label} {'/'.join(map(str, value))}")
         else:
             parts.append(f"{label} {_plain(value)}")
@@ -200,38 +200,41 @@ def result_table(group: Sequence[Record]) -> Table:
 def detection_table(group: Sequence[Record]) -> Table:
     """Detection in a group of `comparable`: the headlines first, then each convention by itself.
 
-    A gain is one of mAP_a, over the untrained encoder.
+    A gain is one of mAP_a over the untrained encoder, in points.
     """
     first = group[0]
     with_floor = len({record["subject"] for record in group}) > 1
-    columns = ["network", "features", "mAP_a, %", "mAP_v, %"]
-    columns += ["over untrained, points"] if with_floor else []
-    columns += [f"{name} mAP_{which}" for name in ("official", "VOC") for which in "av"]
-    columns += ["F1", "2D-AP", "frames right, %"]
+    columns = ["network", "features", "mAP_a", "mAP_v"]
+    columns += ["gain"] if with_floor else []
+    columns += ["official mAP_a", "VOC mAP_v", "F1", "2D-AP", "frames right"]
     rows = []
     for record in group:
         (row,) = record["results"]
         floor = _floors(record, group).get("random-init", row)
-        cells = [
-            row["network"],
-            features_name(record),
-            f"{row['map_a']:.1f}",
-            f"{row['map_v']:.1f}",
+        numbers = [
+            row["official"]["0.5"]["map_a"],
+            row["voc"]["0.5"]["map_v"],
+            *(row[name] for name in ("f1", "ap_2d", "frame_accuracy")),
         ]
-        if with_floor:
+        gain = ""
+        if record["subject"] == "run" and floor is not row:
             gain = f"{row['map_a'] - floor['map_a']:+.1f}"
-            cells.append(gain if record["subject"] == "run" and floor is not row else "")
-        for convention in ("official", "voc"):
-            found = row[convention]["0.5"]
-            cells += [f"{found['map_a']:.1f}", f"{found['map_v']:.1f}"]
-        cells += [f"{row[name]:.1f}" for name in ("f1", "ap_2d", "frame_accuracy")]
-        rows.append(tuple(cells))
+        rows.append(
+            (
+                row["network"],
+                features_name(record),
+                f"{row['map_a']:.1f}",
+                f"{row['map_v']:.1f}",
+                *([gain] if with_floor else []),
+                *(f"{number:.1f}" for number in numbers),
+            )
+        )
     samples = first["samples"]
     return Table(
         title=first["protocol"]["title"],
         subtitle=f"{first['dataset']} {first['split']}, {first['part']}: {samples['test']:,} "
-        f"recordings, learned from {samples['train']:,}; overlap 0.5; mAP_a is VOC's and mAP_v the "
-        "official one, as PCM3 has them",
+        f"recordings, learned from {samples['train']:,}. In per cent, at overlap 0.5; as PCM3 has "
+        "them, mAP_a is VOC's and mAP_v the official one",
         columns=tuple(columns),
         rows=tuple(rows),
         numbers=settings_line(first["protocol"]),

@@ -9,7 +9,7 @@ from builders import CPU, tiny_recipe, write_set
 
 from skelpipe.errors import UserError
 from skelpipe.protocols.evaluate import Evaluation, evaluate, write_result
-from skelpipe.protocols.settings import PROTOCOLS, load_protocol
+from skelpipe.protocols.settings import load_protocol
 from skelpipe.train import start_run, train
 
 QUICK = ("epochs=3", "batch=4", "random.shortest=4")
@@ -22,7 +22,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("subject", ["random-init", "raw"])
-@pytest.mark.parametrize("name", PROTOCOLS)
+@pytest.mark.parametrize("name", CHANGES)
 def test_floors_need_no_run(data: Path, name: str, subject: str) -> None:
     protocol = load_protocol(name, CHANGES[name])
     record: dict[str, Any] = evaluate(
@@ -82,7 +82,7 @@ def test_each_protocol_has_a_file_of_its_own(data: Path, tmp_path: Path) -> None
                 load_protocol(name, CHANGES[name]), tiny_recipe(), data, subject="raw", device=CPU
             ),
         ).name
-        for name in PROTOCOLS
+        for name in CHANGES
     }
     assert written == {"knn-raw.json", "linear-raw.json", "linear-pcm3-raw.json"}
 
