@@ -178,6 +178,11 @@ class Detection(Scheduled):
     smoothing: Literal["whole", "as_published"] = "whole"
     threshold: float = Field(gt=0, le=1)
 
+    @property
+    def variant(self) -> str:
+        told = {"frozen": self.encoder == "frozen", "window": self.origin == "window"}
+        return "-".join(name for name, is_so in told.items() if is_so)
+
     @model_validator(mode="after")
     def _nesterov_has_momentum(self) -> Self:
         if self.nesterov and not self.momentum:

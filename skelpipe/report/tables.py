@@ -153,7 +153,7 @@ def settings_line(protocol: Record) -> str:
 def result_table(group: Sequence[Record]) -> Table:
     """The table of one group of `comparable`."""
     first = group[0]
-    if first["protocol"]["task"] == "detection":
+    if first["protocol"].get("task") == "detection":
         return detection_table(group)
     subjects = {record["subject"]: record["results"][0]["network"] for record in group}
     floors = [name for name in _FLOORS if name in subjects]

@@ -72,7 +72,8 @@ def test_the_protocol_has_the_published_numbers() -> None:
     )  # fmt: skip
     assert (found.momentum, found.nesterov, found.weight_decay) == (0.9, True, 0)
     assert (found.smooth, found.smoothing, found.threshold) == (10, "whole", 0.4)
-    assert (found.encoder, found.origin) == ("trained", "camera")
+    assert (found.encoder, found.origin, found.variant) == ("trained", "camera", "")
+    assert protocol("encoder=frozen", "origin=window").variant == "frozen-window"
 
 
 def test_what_a_pcm3_run_learns_is_found_in_recordings(data: Path, tmp_path: Path) -> None:
