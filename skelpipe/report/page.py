@@ -45,7 +45,12 @@ _FLOORS = (
     "<em>untrained encoder</em> is the same network with its initial weights: no learning."
 )
 
-_SHORT = {"knn": "k-NN", "linear": "linear", "linear-pcm3": "linear as PCM3's"}
+_SHORT = {
+    "knn": "k-NN",
+    "linear": "linear",
+    "linear-pcm3": "linear as PCM3's",
+    "detection": "detection",
+}
 
 
 def write_page(

@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 from skelpipe.errors import UserError
 from skelpipe.protocols.detection_segments import unpack_segments
+from skelpipe.report.tables import comparable, gains, read_results
 from skelpipe.train import start_run, train
 
 QUICK = ("epochs=2", "drops=[1]", "batch=16", "window=8", "strides=[1,2]", "test_stride=1")
@@ -52,6 +53,9 @@ def test_a_run_detects_in_the_newest_recordings(
     assert f"{row['map_a'] - below['map_a']:+.1f}" in result.output
     for name in ("mAP_a", "mAP_v", "F1", "3 recordings, learned from 3"):
         assert name in " ".join(result.output.split())
+    groups = comparable(read_results(run.folder))
+    assert [len(group) for group in groups] == [2]
+    assert gains(groups[0]) == []  # which are of accuracies
     segments = stored.with_name("detection.segments.parquet").read_bytes()
     _, truths = unpack_segments(segments)
     assert {truth.recording for truth in truths} == {"test00", "test01", "test02"}
