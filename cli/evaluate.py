@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     import torch
 
     from skelpipe.config import Recipe
+    from skelpipe.protocols.evaluate import Evaluation
     from skelpipe.protocols.features import Kind
     from skelpipe.protocols.fusion import Wanted
     from skelpipe.protocols.settings import Finetune
@@ -41,7 +42,8 @@ def evaluate(
         typer.Option(
             help="knn; linear, finetune, semi (as MAMP's); linear-pcm3; linear-cmd, finetune-cmd, "
             "semi-cmd; on another set transfer-linear, transfer-finetune, transfer-cmd; "
-            "occlusion-spatial, occlusion-temporal; motion. "
+            "occlusion-spatial, occlusion-temporal; detection (on whole "
+            "recordings); motion. "
             "[default: the linear one that the run was published with]"
         ),
     ] = None,
@@ -53,7 +55,8 @@ def evaluate(
         typer.Option(
             parser=set_folder,
             metavar="DIR|URL",
-            help="Prepared set. [default: the one the run was trained on; the newest, if imported]",
+            help="Prepared set. [default: the one the run was trained on; the newest, if "
+            "imported; for detection the newest of whole recordings]",
         ),
     ] = None,
     random_init: Annotated[
@@ -123,6 +126,8 @@ def evaluate(
 
         skelpipe evaluate --protocol linear --val-subjects 8,9 --sweep lr=0.01,0.1,batch=64,256
 
+        skelpipe evaluate --protocol detection --data data/shards/pku1/recordings/xsub
+
         skelpipe evaluate --protocol linear-pcm3 --fuse runs/JOINT runs/BONE runs/MOTION
 
         skelpipe evaluate --protocol finetune             (all labels, the whole encoder)
@@ -135,10 +140,11 @@ def evaluate(
     from skelpipe.checkpoint import newest_run, read_run
     from skelpipe.config import load_recipe
     from skelpipe.errors import nearest
+    from skelpipe.protocols.detection import PIPELINE
     from skelpipe.protocols.evaluate import evaluate as run_protocol
     from skelpipe.protocols.evaluate import write_result
     from skelpipe.protocols.fusion import Wanted
-    from skelpipe.protocols.settings import PROTOCOLS, Finetune, load_protocol, own_probe
+    from skelpipe.protocols.settings import PROTOCOLS, Detection, Finetune, load_protocol, own_probe
     from skelpipe.protocols.sweep import read_axes, write_sweep
     from skelpipe.protocols.sweep import sweep as try_settings
     from skelpipe.protocols.transfer import check_named_set
@@ -196,6 +202,9 @@ def evaluate(
         settings = load_protocol(protocol, change or [])
     check_named_set(settings, chosen, found, data, shards_root())
     folder = data
+    recordings = isinstance(settings, Detection)
+    if folder is None and recordings:
+        folder = newest_set(PIPELINE)
     if folder is None and found and "imported" not in found.data:
         folder = set_folder(found.data.get("url") or found.data["folder"])
     folder = folder or newest_set(chosen.pipeline)
@@ -285,6 +294,19 @@ def evaluate(
     console.print(f"our reading: {'; '.join(record['readings'])}", soft_wrap=True, markup=False)
     if stored:
         console.print(f"stored: {stored}", soft_wrap=True)
+    if stored and recordings and evaluation.files:
+        console.print(f"look at: {_write_bars(stored, evaluation)}", soft_wrap=True)
+
+
+def _write_bars(stored: Path, evaluation: Evaluation) -> Path:
+    """A picture of one recording, what is done and what was detected, beside the result."""
+    from skelpipe.files import write_whole
+    from skelpipe.protocols.detection import SEGMENTS
+    from skelpipe.report.bars import typical_recording
+
+    file = stored.with_suffix(".bars.png")
+    write_whole(file, typical_recording(evaluation.record, evaluation.files[SEGMENTS]))
+    return file
 
 
 def _check_cost(

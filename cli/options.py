@@ -98,9 +98,10 @@ def newest_set(pipeline: str) -> Path:
     for folder in found:
         if read_card(folder).pipeline.name == pipeline:
             return folder
+    dataset = "pku1 --split xsub" if pipeline == "recordings" else "ntu60"
     raise UserError(
         f"there is no set prepared with pipeline '{pipeline}'",
         file=root,
         found=f"{len(found)} sets prepared otherwise" if found else "no prepared set",
-        remedy=f"skelpipe prepare ntu60 --pipeline {pipeline}, or name one with --data",
+        remedy=f"skelpipe prepare {dataset} --pipeline {pipeline}, or name one with --data",
     )

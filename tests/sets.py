@@ -6,8 +6,8 @@ import hashlib
 import json
 import zlib
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,7 @@ class Sample:
     subject: int = 1
     camera: int = 1
     setup: int = 1
+    told: Mapping[str, Any] = field(default_factory=dict)  # its JSON
 
 
 def tree(joints: int, **changes: Any) -> Topology:
@@ -84,7 +85,9 @@ def write_set(
             for sample in (sample for sample in samples if sample.part == part):
                 payload = payload_bytes(sample.poses_MTJC, precision)
                 place = {
-                    "offset": writer.add(sample.key, payload, json.dumps({}).encode()),
+                    "offset": writer.add(
+                        sample.key, payload, json.dumps(dict(sample.told)).encode()
+                    ),
                     "size": len(payload),
                     "crc32": zlib.crc32(payload),
                     "bodies": sample.poses_MTJC.shape[0],

@@ -14,13 +14,21 @@ import torch
 from skelpipe.checkpoint import Run, read_json, write_json
 from skelpipe.config import Recipe
 from skelpipe.files import write_whole
-from skelpipe.protocols import finetune, knn, linear, motion, occlusion
+from skelpipe.protocols import detection, finetune, knn, linear, motion, occlusion
 from skelpipe.protocols.features import Kind, default_kind
 from skelpipe.protocols.metrics import confusion, headline, per_class, row_of
 from skelpipe.protocols.parts import check_apart, unlearnable
 from skelpipe.protocols.question import Answer, Found, Question, Subject, labels
 from skelpipe.protocols.scores import digest, pack_scores
-from skelpipe.protocols.settings import Finetune, Knn, Linear, Motion, Occlusion, Protocol
+from skelpipe.protocols.settings import (
+    Detection,
+    Finetune,
+    Knn,
+    Linear,
+    Motion,
+    Occlusion,
+    Protocol,
+)
 from skelpipe.protocols.transfer import (
     check_other_set,
     fit_skeleton,
@@ -138,7 +146,10 @@ def ask(
     report: Callable[[int, int], None] = lambda done, total: None,
 ) -> Question:
     """What a protocol is asked, checked before anything is computed; arguments as `evaluate`'s."""
-    card = read_fitting_card(data, recipe.pipeline)
+    if isinstance(protocol, Detection):
+        card = detection.recordings_card(data, val_subjects)
+    else:
+        card = read_fitting_card(data, recipe.pipeline)
     if subject == "run" and run is None:
         raise ValueError("subject 'run' needs a run")
     if run is not None and subject == "run" and is_transfer(protocol):
@@ -177,6 +188,8 @@ def solve(protocol: Protocol, question: Question) -> Found:
         found = _recognition(finetune.answer(protocol, question), question)
         record, files = finetune.about(protocol, question)
         return replace(found, record=found.record | record, files=found.files | files)
+    if isinstance(protocol, Detection):
+        return detection.answer(protocol, question)
     raise NotImplementedError(protocol.task)
 
 

@@ -77,6 +77,13 @@ def last_frame(encoder: SkeletonGRU) -> Encode:
     return encode
 
 
+def width_of(encoder: Encoder, kind: Kind) -> int:
+    """D of an encoder's features."""
+    if not isinstance(encoder, SkeletonViT):
+        return 2 * encoder.hidden
+    return encoder.norm.normalized_shape[0] * (2 if kind == "both" else 1)
+
+
 def raw_features(x: Tensor) -> Tensor:
     """The resampled skeleton itself, flattened: the floor that needs no learning."""
     return x.flatten(1)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from skelpipe.models.encoder import Encoder
 from skelpipe.models.norm import BatchNorm
 from skelpipe.models.vit import SkeletonViT, Tokens, drop_path
-from skelpipe.protocols.features import Kind, pool_tokens
+from skelpipe.protocols.features import Kind, pool_tokens, width_of
 from skelpipe.protocols.settings import Finetune
 from skelpipe.random import fold, uniform
 
@@ -49,7 +49,7 @@ class Recogniser(nn.Module):
         self.kind = kind
         self.joint_by_joint = protocol.head == "mamp" and isinstance(encoder, SkeletonViT)
         self.dropout, self.drop_path = protocol.dropout, protocol.drop_path
-        dim = _width(encoder, kind)
+        dim = width_of(encoder, kind)
         dim = dim * joints if self.joint_by_joint else dim
         if protocol.head == "linear":
             self.head = nn.Sequential(nn.Linear(dim, classes))
@@ -128,9 +128,3 @@ def layer_of(name: str, layers: int) -> int:
 def layers_of(encoder: Encoder) -> int:
     """Blocks, or layers of a GRU."""
     return len(encoder.blocks if isinstance(encoder, SkeletonViT) else encoder.first)
-
-
-def _width(encoder: Encoder, kind: Kind) -> int:
-    if not isinstance(encoder, SkeletonViT):
-        return 2 * encoder.hidden
-    return encoder.norm.normalized_shape[0] * (2 if kind == "both" else 1)

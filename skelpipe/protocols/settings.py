@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Literal, Self, TypeAlias
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, PositiveInt, field_validator, model_validator
 
 from skelpipe.config import Range, Recipe, Settings, SLiMRecipe, apply_changes, build
 from skelpipe.errors import UserError
@@ -29,6 +29,7 @@ PROTOCOLS = (
     "occlusion-spatial",
     "occlusion-temporal",
     "motion",
+    "detection",
 )
 """Those that are packaged, by name."""
 
@@ -78,7 +79,7 @@ class Knn(Recognition):
     k: int = Field(ge=1)
 
 
-class Scheduled(Recognition):
+class Scheduled(AnyProtocol):
     """What is trained by labels: for how long, and at which rate.
 
     A cosine goes to ``min_lr`` with every step, after a linear warm-up; steps are a tenth from the
@@ -105,7 +106,7 @@ class Scheduled(Recognition):
         return self
 
 
-class Probe(Scheduled):
+class Probe(Recognition, Scheduled):
     """One linear layer on frozen features, trained by SGD.
 
     ``train_view = "centre"`` caches the features of one fixed crop. PCM3 has it on NTU RGB+D; on
@@ -169,7 +170,7 @@ class Occlusion(Probe):
         ]
 
 
-class Finetune(Scheduled):
+class Finetune(Recognition, Scheduled):
     """The encoder and a head on it, trained by all labels or some.
 
     ``share`` and ``subset`` say which samples have labels: the lowest keyed hashes of all names, or
@@ -209,6 +210,44 @@ class Finetune(Scheduled):
         return f"{100 * self.share:g}-{self.subset}"
 
 
+class Detection(Scheduled):
+    """Actions in whole recordings: a layer on the encoder, trained on windows, asked every frame.
+
+    Windows have ``window`` frames at a stride drawn from ``strides``, or at ``test_stride``.
+    ``encoder`` "frozen" trains the layer alone. ``origin`` "window" moves the topology's centre, of
+    the main body in the window's first frame, to 0; "camera" leaves metres as recorded, which suits
+    an encoder with an input norm. At the ``borders`` of a test recording windows are shifted
+    inside, or their first or last frame is repeated, which is not known of PCM3's; training windows
+    are shifted. ``smooth`` is the radius of `detection_segments.smooth`, "as_published" leaves out
+    the last frame. Frames of a probability of ``threshold`` or more that anything is done make
+    segments.
+    """
+
+    task: Literal["detection"]
+    encoder: Literal["trained", "frozen"]
+    window: int = Field(ge=1)
+    strides: tuple[PositiveInt, ...] = Field(min_length=1)
+    test_stride: int = Field(ge=1)
+    per_recording: int = Field(ge=1, description="windows of a recording in an epoch")
+    origin: Literal["camera", "window"] = "camera"
+    borders: Literal["shift", "repeat"] = "shift"
+    nesterov: bool = True
+    smooth: int = Field(ge=0)
+    smoothing: Literal["whole", "as_published"] = "whole"
+    threshold: float = Field(gt=0, le=1)
+
+    @property
+    def variant(self) -> str:
+        told = {"frozen": self.encoder == "frozen", "window": self.origin == "window"}
+        return "-".join(name for name, is_so in told.items() if is_so)
+
+    @model_validator(mode="after")
+    def _nesterov_has_momentum(self) -> Self:
+        if self.nesterov and not self.momentum:
+            raise ValueError("nesterov needs momentum above 0")
+        return self
+
+
 class Motion(AnyProtocol):
     """Motion prediction: the frames that follow those that an encoder has seen.
 
@@ -236,13 +275,14 @@ class Motion(AnyProtocol):
         return "" if self.encoder == "frozen" else "trained"
 
 
-Protocol: TypeAlias = Knn | Linear | Occlusion | Finetune | Motion
+Protocol: TypeAlias = Knn | Linear | Occlusion | Finetune | Detection | Motion
 _TASKS: dict[str, type[Protocol]] = {
     "knn": Knn,
     "linear": Linear,
     "occlusion": Occlusion,
     "finetune": Finetune,
     "motion": Motion,
+    "detection": Detection,
 }
 
 

@@ -61,6 +61,7 @@ _SHORT = {
     "semi-cmd": "semi-supervised as CMD's",
     "transfer-finetune": "transfer, fine-tuned",
     "transfer-cmd": "transfer, fine-tuned as CMD's",
+    "detection": "detection",
 }
 
 

@@ -99,6 +99,23 @@ def member_header(name: str, size: int) -> bytes:
     )
 
 
+def member_size(header: bytes, name: str) -> int | None:
+    """The size that a block says of the member behind it; None unless it is `member_header`'s.
+
+    The one size that is ever read from a shard; the header is then made anew from it.
+    """
+    octal = header[124:135]
+    if not octal.isdigit() or set(octal) & set(b"89"):
+        return None
+    size = int(octal, 8)
+    return size if header == member_header(name, size) else None
+
+
+def padded(size: int) -> int:
+    """Bytes that a member of so many takes, a whole number of blocks."""
+    return size + -size % BLOCK
+
+
 class ShardWriter:
     """Writes samples one after the other: `KEY.x.npy`, then `KEY.json`, as plain ustar members.
 

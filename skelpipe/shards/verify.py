@@ -27,7 +27,7 @@ from skelpipe.errors import UserError
 
 from .card import CARD, Card, FileStamp, card_bytes, digest_of, place_of, read_card
 from .index import INDEX, parse_index, tally
-from .tar import BLOCK, ITEM, PAYLOAD_HEADER, member_header, payload_header
+from .tar import BLOCK, ITEM, PAYLOAD_HEADER, member_header, member_size, padded, payload_header
 
 _THREADS = 8  # a quarter of the time is spent in Python, whose lock more would wait for
 _TOLD = ("key", "label", "subject", "camera", "setup", "bodies", "frames")  # by row and by JSON
@@ -283,7 +283,7 @@ def _sample_fault(sample: bytes, row: Row, name: str, card: Card) -> Fault | Non
     if zlib.crc32(payload) != row["crc32"]:
         crc32 = f"crc32 {zlib.crc32(payload):08x}"
         return Fault(name, "payload", crc32, f"crc32 {row['crc32']:08x}")
-    begin = _padded(BLOCK + size)
+    begin = padded(BLOCK + size)
     if not _zeros(sample[BLOCK + size : begin]):
         return Fault(name, "padding of the payload", "no zeros", "zeros")
     return _json_fault(sample[begin:], json_name, row, name)
@@ -291,13 +291,11 @@ def _sample_fault(sample: bytes, row: Row, name: str, card: Card) -> Fault | Non
 
 def _json_fault(member: bytes, json_name: str, row: Row, name: str) -> Fault | None:
     header = member[:BLOCK]
-    octal = header[124:135]
-    # The one size that is read from a shard; the header is then made anew from it.
-    size = int(octal, 8) if octal.isdigit() and not set(octal) & set(b"89") else -1
-    if size < 0 or header != member_header(json_name, size):
+    size = member_size(header, json_name)
+    if size is None:
         found = _member_name(header[:100])
         return Fault(name, "tar header of the JSON", found, f"that of {json_name}")
-    if _padded(BLOCK + size) != len(member):
+    if padded(BLOCK + size) != len(member):
         found = f"{size} bytes of JSON in {len(member) - BLOCK} before the next sample"
         return Fault(name, "JSON", found, "the JSON padded to a whole block")
     if not _zeros(member[BLOCK + size :]):
@@ -363,7 +361,3 @@ def _zeros(data: bytes) -> bool:
 
 def _hex(data: bytes) -> str:
     return data[:8].hex(" ") or "the end of the file"
-
-
-def _padded(size: int) -> int:
-    return size + -size % BLOCK

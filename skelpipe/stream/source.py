@@ -19,10 +19,10 @@ import torch
 from torch import Tensor
 
 from skelpipe.errors import UserError
-from skelpipe.shards.card import read_card
+from skelpipe.shards.card import Card, read_card
 from skelpipe.shards.index import read_index
 from skelpipe.stream.buffers import Buffers
-from skelpipe.stream.payloads import Files, Payloads
+from skelpipe.stream.payloads import Files, Payloads, Shards
 from skelpipe.stream.remote import Served, url_of
 
 Part = Literal["train", "test"]
@@ -237,11 +237,15 @@ def open_source(
     return (Resident if kind == "resident" else Mapped)(folder, table, device, joints)
 
 
+def open_shards(folder: Path, card: Card, table: pa.Table) -> Shards:
+    """The bytes of the shards that a table of `select` names: of the folder, or of a server."""
+    served = url_of(folder)
+    return Files(folder) if served is None else Served(folder, card, table, served)
+
+
 def _payloads(folder: Path, table: pa.Table) -> Payloads:
     card = read_card(folder)
-    served = url_of(folder)
-    shards = Files(folder) if served is None else Served(folder, card, table, served)
-    return Payloads(folder, card, table, shards)
+    return Payloads(folder, card, table, open_shards(folder, card, table))
 
 
 def _numbered(device: torch.device) -> torch.device:
