@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -12,7 +11,7 @@ from typing import Any
 import torch
 
 from skelpipe.checkpoint import Run, complete_checkpoints, read_run
-from skelpipe.config import RECIPE, Recipe
+from skelpipe.config import Recipe
 from skelpipe.errors import UserError
 from skelpipe.estimate import estimate
 from skelpipe.protocols.evaluate import part_name
@@ -230,15 +229,5 @@ def _estimated(job: Job, device: torch.device) -> float:
         table = select(job.data, "train", without=job.val_subjects)
         samples, bodies = len(table), sum(table["bodies"].to_pylist()) / max(len(table), 1)
         joints = len(read_card(job.data).topology.joints)
-    plain = job.recipe.model_copy(update={"name": "", "title": ""}).model_dump_json()
-    return samples * _hours_each(plain, round(bodies, 1), joints, device)
-
-
-@cache
-def _hours_each(recipe: str, bodies: float, joints: int, device: torch.device) -> float:
-    """Hours that a training sample takes in all epochs; the device is measured but once."""
-    many = 10**6
-    found = estimate(
-        RECIPE.validate_json(recipe), samples=many, bodies=bodies, joints=joints, device=device
-    )
-    return found.hours / many
+    found = estimate(job.recipe, samples=samples, bodies=bodies, joints=joints, device=device)
+    return found.hours

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
+from itertools import product
 from pathlib import Path
 
 from skelpipe.config import Recipe
 from skelpipe.errors import UserError, nearest
-from skelpipe.protocols.settings import load_protocol
+from skelpipe.protocols.settings import Protocol, load_protocol
 
 from .jobs import Asked, Job
 from .published import Column, Ours, PublishedTable, Scales, Stream
@@ -102,35 +104,50 @@ def make_plan(
     for name in columns:
         if name not in measured:
             raise UserError(f"unknown column '{name}'", remedy=nearest(name, measured))
+
+    @cache
+    def recipe_of(dataset: str, stream: Stream) -> Recipe:
+        return scales.recipe(scale, dataset, stream, changes)
+
+    @cache
+    def job_of(train: str, stream: Stream, seed: int) -> Job:
+        recipe = recipe_of(train.split("/")[0], stream)
+        name = _set_name(train, recipe)
+        method = recipe.method if stream == "joint" else f"{recipe.method}-{stream}"
+        return Job(
+            folder=root / f"{method}-{name.dataset}-{name.split}-seed{seed}",
+            recipe=recipe,
+            seed=seed,
+            data=name.folder(shards),
+            asked=(),
+            on=f"{name.dataset} {name.split}",
+            about=about(name, generated=generated),
+        )
+
+    @cache
+    def protocol_of(column: Column, ours: Ours) -> Protocol:
+        name = ours.protocol or column.protocol
+        own = () if ours.protocol else column.changes  # a row's own takes none of the column's
+        return load_protocol(name, [*own, *scales.scale(scale).protocols.get(name, ())])
+
     cells: list[Cell] = []
     jobs: dict[Path, Job] = {}
-    for seed in seeds:
-        for place, row in enumerate(table.rows):
-            if row.ours is None:
-                continue
-            for name in columns or measured:
-                sources, needs = [], []
-                for part in measured[name]:
-                    made = [
-                        _job(part, stream, scales, scale, seed, root, shards, changes, generated)
-                        for stream in row.ours.streams
-                    ]
-                    recipe = made[0].recipe
-                    test = _set_name(part.test or part.train, recipe)
-                    asked = _asked(part, row.ours, test.folder(shards), scales, scale)
-                    sources.append(Source(tuple(job.folder for job in made), asked))
-                    needs += [_set_name(part.train, recipe), test]
-                    jobs |= {job.folder: job for job in made}
-                cells.append(
-                    Cell(
-                        row=place,
-                        column=name,
-                        seed=seed,
-                        metric=table.columns[name].metric,
-                        sources=tuple(sources),
-                        needs=tuple(dict.fromkeys(needs)),
-                    )
-                )
+    for seed, (place, row) in product(seeds, enumerate(table.rows)):
+        for name in (columns or measured) if row.ours else ():
+            assert row.ours is not None
+            sources, needs = [], []
+            for part in measured[name]:
+                made = [job_of(part.train, stream, seed) for stream in row.ours.streams]
+                train = _set_name(part.train, made[0].recipe)
+                test = _set_name(part.test or part.train, made[0].recipe)
+                asked = Asked(protocol_of(part, row.ours), test.folder(shards), row.ours.subject)
+                sources.append(Source(tuple(job.folder for job in made), asked))
+                needs += [train, test]
+                jobs |= {job.folder: job for job in made}
+            metric = table.columns[name].metric
+            cells.append(
+                Cell(place, name, seed, metric, tuple(sources), tuple(dict.fromkeys(needs)))
+            )
     return _plan(cells, jobs)
 
 
@@ -149,41 +166,7 @@ def _plan(cells: Sequence[Cell], jobs: dict[Path, Job]) -> Plan:
     )
 
 
-def _job(
-    column: Column,
-    stream: Stream,
-    scales: Scales,
-    scale: str,
-    seed: int,
-    root: Path,
-    shards: Path,
-    changes: Sequence[str],
-    generated: bool,
-) -> Job:
-    dataset = column.train.split("/")[0]
-    recipe = scales.recipe(scale, dataset, stream, changes)
-    name = _set_name(column.train, recipe)
-    method = recipe.method if stream == "joint" else f"{recipe.method}-{stream}"
-    return Job(
-        folder=root / f"{method}-{name.dataset}-{name.split}-seed{seed}",
-        recipe=recipe,
-        seed=seed,
-        data=name.folder(shards),
-        asked=(),
-        on=f"{name.dataset} {name.split}",
-        about=about(name, generated=generated),
-    )
-
-
 def _set_name(text: str, recipe: Recipe) -> SetName:
     """DATASET/SPLIT of the recipe's pipeline, or DATASET/SPLIT/PIPELINE."""
     dataset, split, *pipeline = text.split("/")
     return SetName(dataset, split, pipeline[0] if pipeline else recipe.pipeline)
-
-
-def _asked(column: Column, ours: Ours, data: Path, scales: Scales, scale: str) -> Asked:
-    """The evaluation of a column; a row's own protocol takes none of the column's settings."""
-    name = ours.protocol or column.protocol
-    changes = () if ours.protocol else column.changes
-    light = scales.scale(scale).protocols.get(name, ())
-    return Asked(load_protocol(name, [*changes, *light]), data, ours.subject)
