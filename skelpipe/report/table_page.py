@@ -114,7 +114,8 @@ def _rows(record: Record) -> Grid:
                 for name in columns
             ]
             blank = [""] * (len(words) - 1)
-            rows.append((f"{row['method']}, ours", *blank, row["measured"], *own))
+            by = f"our protocol {', '.join(row['ours_measured'])}" if row["ours_measured"] else ""
+            rows.append((f"{row['method']}, ours", *blank, by, *own))
     headings = (
         "method", "cited as", *(heading for _, heading in present), "measured by",
         *(_heading(column) for column in columns.values()),
@@ -166,17 +167,14 @@ def _facts(record: Record) -> dict[str, str]:
         "accuracy": "the student's after the last epoch, of all test samples",
         "seeds of pre-training": ", ".join(map(str, record["seeds"])),
         **{
-            f"protocol {_protocol_name(protocol)}": settings_line(protocol)
-            for protocol in record["protocols"]
+            f"{one['settings']['name']} on {', '.join(one['columns'])}": settings_line(
+                one["settings"]
+            )
+            for one in record["protocols"]
         },
         "hours in all": f"{hours:.2f}",
         "code that wrote this": record["code"],
     }
-
-
-def _protocol_name(protocol: Record) -> str:
-    share = protocol.get("share", 1)
-    return str(protocol["name"]) + ("" if share == 1 else f", {100 * share:g} %")
 
 
 def _lists(record: Record) -> list[tuple[str, Sequence[str]]]:

@@ -80,7 +80,9 @@ def table_record(
     """
     numbers: dict[tuple[int, str], dict[str, float]] = {}
     results: list[Record] = []
+    protocols: list[Record] = []
     for cell in plan.cells:
+        _add_protocols(cell, table, protocols)
         found = [_result(source, plan) for source in cell.sources]
         rows = [record for record in found if record]
         if rows and len(rows) == len(found):
@@ -92,10 +94,6 @@ def table_record(
         folder for job in plan.jobs.values() for folder in (job.data, *_tested(job))
     )
     cards = [(folder, read_card(folder)) for folder in sets if (folder / "card.json").is_file()]
-    protocols: list[Record] = []
-    for record in results:
-        if record["protocol"] not in protocols:
-            protocols.append(record["protocol"])
     return {
         "kind": "table report",
         "name": table.name,
@@ -111,6 +109,7 @@ def table_record(
             {
                 **row.model_dump(exclude={"counted", "ours"}),
                 "measured": row.measured or table.measured,
+                "ours_measured": _names(place, plan),
                 "ours": None if row.ours is None else _ours(place, row, numbers),
             }
             for place, row in enumerate(table.rows)
@@ -127,6 +126,25 @@ def table_record(
         "notes": list(table.notes),
         "readings": [*table.readings, *united(record["readings"] for record in results)],
     }
+
+
+def _add_protocols(cell: Cell, table: PublishedTable, found: list[Record]) -> None:
+    """Add what a cell is measured by, beside the columns that are measured so already."""
+    label = table.columns[cell.column].label
+    for source in cell.sources:
+        settings = source.asked.protocol.model_dump(mode="json")
+        for known in found:
+            if known["settings"] == settings:
+                known["columns"] = list(dict.fromkeys([*known["columns"], label]))
+                break
+        else:
+            found.append({"settings": settings, "columns": [label]})
+
+
+def _names(place: int, plan: Plan) -> list[str]:
+    """Protocols that a row of ours is measured by."""
+    sources = (source for cell in plan.cells if cell.row == place for source in cell.sources)
+    return list(dict.fromkeys(source.asked.protocol.name for source in sources))
 
 
 def _tested(job: Job) -> Iterable[Path]:
@@ -183,8 +201,3 @@ def _run(job: Job) -> Record:
         "hardware": list(dict.fromkeys(line["hardware"] for line in journal)),
         "code": list(dict.fromkeys(line["code"] for line in journal)),
     }
-
-
-def open_cells(plan: Plan) -> list[Cell]:
-    """Cells whose results are not all there."""
-    return [cell for cell in plan.cells if not all(_result(s, plan) for s in cell.sources)]

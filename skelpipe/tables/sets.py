@@ -78,15 +78,33 @@ class Places:
 def find_absent(names: Iterable[SetName], places: Places) -> list[Absent]:
     """Sets that neither stand nor can be prepared from the raw data; nothing is written."""
     found = []
-    for name in names:
-        if name.stands(places.shards):
-            continue
-        raw = places.raw[name.dataset]
-        try:
-            find_material(name.dataset, [name.split], raw=raw, pipeline=name.pipeline)
-        except UserError as error:
-            found.append(Absent(name, str(error), _remedy(load_dataset(name.dataset), raw)))
+    for group in _groups(name for name in names if not name.stands(places.shards)):
+        if len(group) > 1 and not _reason(group, places):
+            continue  # archives are listed once for all of its splits, mostly
+        for name in group:
+            if reason := _reason([name], places):
+                raw = places.raw[name.dataset]
+                found.append(Absent(name, reason, _remedy(load_dataset(name.dataset), raw)))
     return found
+
+
+def _groups(names: Iterable[SetName]) -> list[list[SetName]]:
+    """Splits of one data set and pipeline together: they are made from one reading."""
+    found: dict[tuple[str, str], list[SetName]] = {}
+    for name in dict.fromkeys(names):
+        found.setdefault((name.dataset, name.pipeline), []).append(name)
+    return list(found.values())
+
+
+def _reason(group: Sequence[SetName], places: Places) -> str:
+    """Why some splits cannot all be prepared; nothing where they can."""
+    dataset, pipeline = group[0].dataset, group[0].pipeline
+    splits = [name.split for name in group]
+    try:
+        find_material(dataset, splits, raw=places.raw[dataset], pipeline=pipeline)
+    except UserError as error:
+        return str(error)
+    return ""
 
 
 def _remedy(dataset: AnyDataset, raw: Sequence[Path]) -> str:
@@ -114,13 +132,10 @@ def prepare_sets(
     returned, with the error for a reason: other data sets do not depend on it.
     """
     failed: list[Absent] = []
-    groups: dict[tuple[str, str], list[str]] = {}
-    for name in names:
-        groups.setdefault((name.dataset, name.pipeline), []).append(name.split)
-    for (dataset, pipeline), splits in groups.items():
-        wanted = [SetName(dataset, split, pipeline) for split in dict.fromkeys(splits)]
+    for wanted in _groups(names):
         if all(name.stands(places.shards) for name in wanted):
             continue
+        dataset, pipeline = wanted[0].dataset, wanted[0].pipeline
         with held(places.shards / dataset, wait=True):
             missing = [name for name in wanted if not name.stands(places.shards)]
             if not missing:
