@@ -8,10 +8,10 @@ STAMP := $(VENV)/installed
 # Tests of a file stay together: they share what they prepared.
 SPREAD := --numprocesses 2 --dist loadfile
 
-.PHONY: help demo test test-all check format bench dist clean
+.PHONY: help demo rehearse-table2 reproduce-table2 test test-all check format bench dist clean
 
 help: ## list the targets
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
+	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 20
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -21,6 +21,12 @@ $(STAMP): pyproject.toml constraints.txt
 
 demo: $(STAMP) ## generated raw files -> shards -> pre-training -> evaluation -> demo/report.html
 	$(BIN)/skelpipe demo --out demo --force
+
+rehearse-table2: $(STAMP) ## SLiM's Table 2 on generated data at the tiny scale: rehearsal/, minutes
+	$(BIN)/skelpipe table slim-table-2 --scale tiny --synth rehearsal
+
+reproduce-table2: $(STAMP) ## SLiM's Table 2 at the paper's scale from data/raw: days on a GPU
+	$(BIN)/skelpipe table slim-table-2 --scale paper
 
 test: $(STAMP) ## the test suite, minutes
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q $(SPREAD)

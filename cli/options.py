@@ -36,6 +36,11 @@ def shards_root() -> Path:
     return Path(os.environ.get("SKELPIPE_SHARDS") or "data/shards")
 
 
+def raw_roots() -> list[Path]:
+    """Where raw data is looked for: $SKELPIPE_RAW, else data/raw."""
+    return [Path(os.environ.get("SKELPIPE_RAW") or "data/raw")]
+
+
 def runs_root() -> Path:
     """Where runs lie: $SKELPIPE_RUNS, else runs."""
     return Path(os.environ.get("SKELPIPE_RUNS") or "runs")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,7 +20,7 @@ from rich.progress import (
 from rich.table import Table
 
 from .console import console, errors, show_warning
-from .options import REQUEUE, shards_root
+from .options import REQUEUE, raw_roots, shards_root
 
 if TYPE_CHECKING:
     from skelpipe.prepare.engine import Prepared
@@ -134,7 +133,7 @@ def prepare(
         raise UserError("--scheduler is for --engine dask", remedy="add --engine dask")
     manifest = load_dataset(dataset)
     if raw is None and manifest.format != "arrays":  # whose manifest says where they lie
-        raw = [Path(os.environ.get("SKELPIPE_RAW") or "data/raw")]
+        raw = raw_roots()
     switches = _switches(change or [])
     runs = [(pipeline, switches)]
     if recordings and pipeline != "recordings" and manifest.format == "pku":
@@ -143,7 +142,7 @@ def prepare(
         runs.insert(0, ("recordings", {k: v for k, v in switches.items() if k not in of_clips}))
     warnings: dict[str, None] = {}
     for one, turned in runs:
-        with _stopped_told(), _bar(one) as report:
+        with stopped_told(), preparing_progress(one) as report:
             result = run(
                 dataset,
                 split or (),
@@ -169,7 +168,7 @@ def prepare(
 
 
 @contextmanager
-def _stopped_told() -> Iterator[None]:
+def stopped_told() -> Iterator[None]:
     """Have Ctrl-C and SIGTERM end with a word and the code that a scheduler requeues on."""
 
     def stop(number: int, frame: object) -> None:
@@ -197,7 +196,7 @@ def _switches(changes: list[str]) -> dict[str, str]:
 
 
 @contextmanager
-def _bar(what: str) -> Iterator[Callable[[Reading], None]]:
+def preparing_progress(what: str) -> Iterator[Callable[[Reading], None]]:
     """A bar of recordings with their rate and the time left; yields what takes the progress."""
     bar = Progress(
         TextColumn("preparing {task.description}"),

@@ -11,7 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 
 import torch
 from torch import Tensor
@@ -43,8 +43,9 @@ class Work:
         return max(self.flop / peaks.flop_per_s, self.bytes / peaks.bytes_per_s)
 
 
+@cache
 def measure_peaks(device: torch.device, dtype: torch.dtype) -> Peaks:
-    """The best rates of matrix products and of a large copy, in about a second.
+    """The best rates of matrix products and of a large copy, in about a second; measured once.
 
     Products grow until one takes 20 ms. Their factors are no constants, which some devices
     multiply with less power and so faster; the copy is of more than caches hold.

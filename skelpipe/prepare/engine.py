@@ -123,39 +123,15 @@ def prepare(
         UserError: an unknown name, no fitting raw data, a set of other raw data in the way, a full
             disk, more than max(10, 1 %) of a split's recordings rejected.
     """
-    manifest = load_dataset(dataset)
-    for name in splits:
-        manifest.split(name)
-    if precision == "int16" and not manifest.metric:
-        raise UserError(
-            f"int16 stores steps of 0.25 mm, and {manifest.name} has no metric unit",
-            remedy="prepare it as float32",
-        )
     if engine == "dask":  # whose workers have other working folders
         raw, out = [Path(place).absolute() for place in raw], Path(out).absolute()
-    chosen = find_pipeline(pipeline)
-    known = {**chosen.switches, **switches_of(manifest)}
-    settled = replace(chosen, switches=known).settled(switches or {})
-    listing = list_raw(
-        manifest,
-        raw,
-        splits=tuple(splits),
-        pipeline=pipeline,
-        switches=settled,
+    material = find_material(
+        dataset, splits, raw=raw, pipeline=pipeline, switches=switches, precision=precision,
         missing_list=missing_list,
-    )
+    )  # fmt: skip
+    manifest, listing = material.dataset, material.listing
     present = {name for unit in listing.units for name in unit.parts}
     names = list(dict.fromkeys(splits)) or [name for name in manifest.splits if name in present]
-    for name in names or manifest.splits:
-        if name not in present:
-            outside = listing.outside.get(name, ())
-            raise UserError(
-                f"none of the recordings belongs to split {name} of {manifest.title}",
-                file=", ".join(map(str, raw)),
-                found=outside[0][2] if outside else f"{len(listing.units):,} of other splits",
-                remedy="choose another --split, or look whether this is the whole archive",
-            )
-    material = Raw(manifest, chosen, settled, precision, listing)
     home = Path(out) / place_of(manifest.name, pipeline, precision)
     cards = {}
     for name in names:
@@ -179,6 +155,54 @@ def prepare(
         tuple(Prepared(home / name, cards[name], fresh=name in todo) for name in names),
         tuple(notes),
     )
+
+
+def find_material(
+    dataset: str,
+    splits: Sequence[str] = (),
+    *,
+    raw: Sequence[Path],
+    pipeline: str = "ctrgcn",
+    switches: Mapping[str, str] | None = None,
+    precision: Precision = "float32",
+    missing_list: Path | None = None,
+) -> Raw:
+    """What `prepare` would make its sets from; arguments are its own, and nothing is written.
+
+    Raises:
+        UserError: an unknown name, or no raw data of the data set or of one of the splits.
+    """
+    manifest = load_dataset(dataset)
+    for name in splits:
+        manifest.split(name)
+    if precision == "int16" and not manifest.metric:
+        raise UserError(
+            f"int16 stores steps of 0.25 mm, and {manifest.name} has no metric unit",
+            remedy="prepare it as float32",
+        )
+    chosen = find_pipeline(pipeline)
+    known = {**chosen.switches, **switches_of(manifest)}
+    settled = replace(chosen, switches=known).settled(switches or {})
+    listing = list_raw(
+        manifest,
+        raw,
+        splits=tuple(splits),
+        pipeline=pipeline,
+        switches=settled,
+        missing_list=missing_list,
+    )
+    present = {name for unit in listing.units for name in unit.parts}
+    asked = splits or ([] if present else list(manifest.splits))
+    for name in asked:
+        if name not in present:
+            outside = listing.outside.get(name, ())
+            raise UserError(
+                f"none of the recordings belongs to split {name} of {manifest.title}",
+                file=", ".join(map(str, raw)),
+                found=outside[0][2] if outside else f"{len(listing.units):,} of other splits",
+                remedy="choose another --split, or look whether this is the whole archive",
+            )
+    return Raw(manifest, chosen, settled, precision, listing)
 
 
 def _make(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from html import escape
 from itertools import cycle
 from pathlib import Path
@@ -17,6 +16,7 @@ from skelpipe.checkpoint import write_json
 from skelpipe.report.ablations import count_orderings
 
 from .colours import COLOURS, GREY
+from .grid import Grid, markdown_grid
 from .html import facts, picture, table, warnings, write_html
 from .plots import plain
 from .tables import MEASURES, settings_line
@@ -25,16 +25,6 @@ Record = dict[str, Any]
 
 _SHORT = {"knn": "k-NN", "linear-pcm3": "linear"}
 _FEATURES = {"patch": "mean of patch tokens", "last": "last frame"}
-
-
-@dataclass(frozen=True)
-class Grid:
-    """A table of texts under a heading; its first columns are words, as many as said."""
-
-    title: str
-    columns: tuple[str, ...]
-    rows: list[tuple[str, ...]]
-    words: int = 1
 
 
 def write_report(out: Path, report: Record) -> list[Path]:
@@ -267,10 +257,7 @@ def as_markdown(report: Record) -> str:
     lines += [f"- **{name}**: {value}" for name, value in _facts(report).items()]
     lines += ["", _key(report), "", report["noise_rule"], ""]
     for grid in grids(report):
-        marks = ["---"] * grid.words + ["---:"] * (len(grid.columns) - grid.words)
-        lines += [f"## {grid.title}", ""]
-        lines += [f"| {' | '.join(cells)} |" for cells in (grid.columns, marks, *grid.rows)]
-        lines.append("")
+        lines += markdown_grid(grid)
     for title, texts in (("Notes", report["notes"]), ("Our reading", report["readings"])):
         lines += [f"## {title}", "", *(f"- {text}" for text in texts), ""]
     return "\n".join(lines)

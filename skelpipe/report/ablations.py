@@ -15,7 +15,7 @@ from pydantic import Field, model_validator
 from skelpipe.checkpoint import read_json
 from skelpipe.config import Recipe, Settings, build, load_recipe
 from skelpipe.errors import UserError
-from skelpipe.manifest import read_manifest
+from skelpipe.manifest import manifest_names, read_manifest
 from skelpipe.report.tables import headline, read_results, united
 
 Record = dict[str, Any]
@@ -142,6 +142,31 @@ class Ablations(Settings):
 def load_ablations(name: str) -> Ablations:
     """Packaged ablations by name; an unknown one suggests the nearest."""
     return build(Ablations, read_manifest("ablations", name), what=f"'{name}'")
+
+
+def single_tables() -> dict[str, tuple[str, int]]:
+    """Ablations and number of every table in them, by its name, such as "slim-table-5"."""
+    return {
+        _table_name(name, table.number): (name, table.number)
+        for name in manifest_names("ablations")
+        for table in load_ablations(name).tables
+    }
+
+
+def only_table(ablations: Ablations, number: int) -> Ablations:
+    """Ablations of one table alone, under its name; runs are those of all of them."""
+    table = next(table for table in ablations.tables if table.number == number)
+    change = {
+        "name": _table_name(ablations.name, number),
+        "title": f"{ablations.title}: Table {number}, {table.title}",
+        "full": ablations.full_of(table),
+        "tables": (table,),
+    }
+    return ablations.model_copy(update=change)
+
+
+def _table_name(ablations: str, number: int) -> str:
+    return f"{ablations.partition('-')[0]}-table-{number}"
 
 
 def row_recipes(ablations: Ablations, scale: str, changes: Sequence[str] = ()) -> dict[str, Recipe]:

@@ -82,7 +82,7 @@ class Headline:
         return f"{MEASURES.get(self.name, self.name)} {self.value:.1f}"
 
 
-MEASURES = {"mpjpe": "MPJPE, mm"}
+MEASURES = {"mpjpe": "MPJPE, mm", "map_a": "mAP_a, %"}
 """Names of headlines, as they are shown."""
 
 
