@@ -76,13 +76,17 @@ def retrieve(
     """
     rank, world, count = distributed.rank(), distributed.world(), len(query_ND)
     own_ND = query_ND[count * rank // world : count * (rank + 1) // world]
+    most_queries, most_rows = (
+        min(most, -(-rows // 64) * 64)  # no larger than all there are, on every rank alike
+        for most, rows in zip(tile, (count, len(gallery_GD)), strict=True)
+    )
     # Rows of a class together: its best one is a maximum over neighbouring columns.
     order_G = label_G.argsort(stable=True)
     best_Nk = _ranked(own_ND.new_full((len(own_ND), k), -torch.inf), _PLACES)
     score_NC = own_ND.new_full((len(own_ND), classes), -1.0)
-    for rows, gallery_RD in _tiles(gallery_GD, order_G, tile[1]):
+    for rows, gallery_RD in _tiles(gallery_GD, order_G, most_rows):
         place_R = order_G[rows]
-        for some, query_QD in _tiles(own_ND, torch.arange(len(own_ND)), tile[0]):
+        for some, query_QD in _tiles(own_ND, torch.arange(len(own_ND)), most_queries):
             best_Qk = best_Nk[some]
             similarity_QR = (query_QD @ gallery_RD.T)[: len(best_Qk), : len(place_R)]
             if k == 1:
