@@ -1,10 +1,11 @@
-"""`skelpipe evaluate`: a downstream protocol on frozen features."""
+"""`skelpipe evaluate`: a downstream protocol, a sweep over its settings, a fusion of streams."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -25,11 +26,12 @@ from .tables import show_table
 if TYPE_CHECKING:
     import torch
 
+    from skelpipe.checkpoint import Run
     from skelpipe.config import Recipe
     from skelpipe.protocols.evaluate import Evaluation
     from skelpipe.protocols.features import Kind
-    from skelpipe.protocols.fusion import Wanted
-    from skelpipe.protocols.settings import Finetune
+    from skelpipe.protocols.question import Subject
+    from skelpipe.protocols.settings import Finetune, Protocol
 
 _PATIENCE = 600.0
 """Seconds that a rank waits for another within a protocol."""
@@ -137,28 +139,18 @@ def evaluate(
         torchrun --standalone --nproc-per-node 4 -m -- skelpipe.cli evaluate --protocol knn
     """
     from skelpipe import distributed
-    from skelpipe.checkpoint import newest_run, read_run
-    from skelpipe.config import load_recipe
     from skelpipe.errors import nearest
-    from skelpipe.protocols.detection import PIPELINE
-    from skelpipe.protocols.evaluate import evaluate as run_protocol
-    from skelpipe.protocols.evaluate import write_result
-    from skelpipe.protocols.fusion import Wanted
-    from skelpipe.protocols.settings import PROTOCOLS, Detection, Finetune, load_protocol, own_probe
-    from skelpipe.protocols.sweep import read_axes, write_sweep
-    from skelpipe.protocols.sweep import sweep as try_settings
-    from skelpipe.protocols.transfer import check_named_set
-    from skelpipe.report.tables import comparable, read_results, result_table, sweep_table
-    from skelpipe.shards.card import read_card
+    from skelpipe.protocols.settings import PROTOCOLS
 
     ranks = distributed.launch()
     if ranks.rank:
-        console.quiet = True
+        console.quiet = True  # the first one tells what all have found
     where = choose_device(device, ranks.local_rank)
     if protocol is not None and protocol not in PROTOCOLS:
         raise UserError(f"unknown protocol '{protocol}'", remedy=nearest(protocol, PROTOCOLS))
     if random_init and raw_features:
         raise UserError("--random-init and --raw-features are two floors", remedy="ask for one")
+    subject: Subject = "random-init" if random_init else "raw" if raw_features else "run"
     held_out = subject_numbers(val_subjects)
     kind: Kind | None = features.value if features else None
     if fuse or more or weights:
@@ -177,18 +169,62 @@ def evaluate(
                 remedy="leave it out; evaluate each run with it first",
             )
         if not ranks.rank:
-            if protocol is None and fuse:
-                first = read_run(fuse[0])
-                protocol = first.data.get("probe") or own_probe(first.recipe)
-                console.print(f"protocol {protocol}: the first run's own", soft_wrap=True)
-            wanted = Wanted(protocol or "", kind, held_out, tuple(change or []))
-            _fuse(fuse or [], more or [], weights, wanted)
+            _fuse(fuse or [], more or [], weights, protocol, kind, held_out, change or [])
         return
-    settings = load_protocol(protocol, change or []) if protocol else None
+    asked = _ask(protocol, change or [], run, data, recipe, subject, kind, held_out, seed, where)
+    with distributed.process_group(where, _PATIENCE):
+        if sweep:
+            _sweep(asked, sweep, change or [], first=not ranks.rank)
+        else:
+            _evaluate(asked, yes=yes, first=not ranks.rank)
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """What `skelpipe.protocols.evaluate.evaluate` takes, and how the user asked for it."""
+
+    protocol: Protocol
+    recipe: Recipe
+    data: Path
+    subject: Subject
+    device: torch.device
+    run: Run | None
+    kind: Kind | None
+    val_subjects: tuple[int, ...]
+    seed: int
+    words: tuple[str, ...]
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Arguments by name that an evaluation and a sweep share."""
+        names = ("subject", "device", "run", "kind", "val_subjects", "seed")
+        return {name: getattr(self, name) for name in names}
+
+
+def _ask(
+    protocol: str | None,
+    changes: list[str],
+    run: Path | None,
+    data: Path | None,
+    recipe: str | None,
+    subject: Subject,
+    kind: Kind | None,
+    val_subjects: tuple[int, ...],
+    seed: int,
+    device: torch.device,
+) -> _Asked:
+    """Fill in what the user left out: the run, its protocol, its prepared set."""
+    from skelpipe.checkpoint import newest_run, read_run
+    from skelpipe.config import load_recipe
+    from skelpipe.protocols.detection import PIPELINE
+    from skelpipe.protocols.settings import Detection, load_protocol, own_probe
+    from skelpipe.protocols.transfer import check_named_set
+
+    settings = load_protocol(protocol, changes) if protocol else None
     found = None
     if run is not None or recipe is None:
         found = read_run(run) if run else newest_run(runs_root())
-    if recipe is not None and not (random_init or raw_features):
+    if recipe is not None and subject == "run":
         raise UserError(
             "--recipe is for the floors; a run brings its own",
             remedy="add --random-init or --raw-features, or leave out --recipe",
@@ -196,105 +232,99 @@ def evaluate(
     chosen = load_recipe(recipe) if recipe else found.recipe if found else load_recipe("slim")
     if settings is None:
         published = found.data.get("probe") if found and recipe is None else None
-        protocol = published or own_probe(chosen)
+        settings = load_protocol(published or own_probe(chosen), changes)
         whose = f"run {found.folder.name} was" if found and published else f"{chosen.method} is"
-        console.print(f"protocol {protocol}: what {whose} published with", soft_wrap=True)
-        settings = load_protocol(protocol, change or [])
+        console.print(f"protocol {settings.name}: what {whose} published with", soft_wrap=True)
     check_named_set(settings, chosen, found, data, shards_root())
     folder = data
-    recordings = isinstance(settings, Detection)
-    if folder is None and recordings:
+    if folder is None and isinstance(settings, Detection):
         folder = newest_set(PIPELINE)
     if folder is None and found and "imported" not in found.data:
         folder = set_folder(found.data.get("url") or found.data["folder"])
     folder = folder or newest_set(chosen.pipeline)
-
-    if found and not (random_init or raw_features):
+    if found and subject == "run":
         found.checkpoint()
-        seen = set(held_out) - set(found.data["val_subjects"])
-        if seen and found.data["folder"] == str(folder.resolve()):
-            show_warning(
-                f"subjects {sorted(seen)} were seen in pre-training: hold them out with "
-                "`skelpipe pretrain --val-subjects`"
-            )
+        _warn_of_seen(found, folder, val_subjects)
+    words = ["skelpipe", "evaluate", "--protocol", settings.name]
+    words += ["--run", str(found.folder)] if found else []
+    words += ["--data", str(data)] if data else []
+    words += ["--recipe", recipe] if recipe else []
+    words += ["--features", kind] if kind else []
+    words += ["--seed", str(seed)] if seed else []
+    words += {"run": [], "random-init": ["--random-init"], "raw": ["--raw-features"]}[subject]
+    return _Asked(
+        settings, chosen, folder, subject, device, found, kind, val_subjects, seed, tuple(words)
+    )
 
-    if found and not (random_init or raw_features):
-        card = read_card(folder)
-        same = card.data_digest == found.data["data_digest"]
-        if same and (card.dataset, card.split) != (found.data["dataset"], found.data["split"]):
-            show_warning(
-                f"the run was pre-trained on {found.data['split']} of the same recordings: some of "
-                f"the test part of {card.split} was in its training part"
-            )
+
+def _warn_of_seen(run: Run, folder: Path, val_subjects: tuple[int, ...]) -> None:
+    """Say where pre-training may have seen what is asked."""
+    from skelpipe.shards.card import read_card
+
+    seen = set(val_subjects) - set(run.data["val_subjects"])
+    if seen and run.data["folder"] == str(folder.resolve()):
+        show_warning(
+            f"subjects {sorted(seen)} were seen in pre-training: hold them out with "
+            "`skelpipe pretrain --val-subjects`"
+        )
+    card = read_card(folder)
+    same = card.data_digest == run.data["data_digest"]
+    if same and (card.dataset, card.split) != (run.data["dataset"], run.data["split"]):
+        show_warning(
+            f"the run was pre-trained on {run.data['split']} of the same recordings: some of "
+            f"the test part of {card.split} was in its training part"
+        )
+
+
+def _sweep(asked: _Asked, axes: list[str], changes: list[str], *, first: bool) -> None:
+    """Try every combination of settings; the first rank shows and stores what came of it."""
+    from skelpipe.protocols.sweep import read_axes, sweep, write_sweep
+    from skelpipe.report.tables import sweep_table
 
     from .progress import counting_progress
 
-    if sweep:
-        words = ["skelpipe", "evaluate", "--protocol", settings.name]
-        words += ["--run", str(found.folder)] if found else []
-        words += ["--data", str(data)] if data else []
-        words += ["--recipe", recipe] if recipe else []
-        words += ["--features", kind] if kind else []
-        words += ["--seed", str(seed)] if seed else []
-        words += ["--random-init"] * random_init + ["--raw-features"] * raw_features
-        with (
-            distributed.process_group(where, _PATIENCE),
-            counting_progress(f"{settings.name} sweep") as report,
-        ):
-            tried = try_settings(
-                settings.name,
-                change or [],
-                read_axes(sweep),
-                chosen,
-                folder,
-                subject="random-init" if random_init else "raw" if raw_features else "run",
-                device=where,
-                run=found,
-                kind=kind,
-                val_subjects=held_out,
-                seed=seed,
-                command=words,
-                report=report,
-            )
-        if not ranks.rank:
-            show_table(sweep_table(tried))
-            told = f"one test with what was chosen: {tried['command']}"
-            console.print(told, soft_wrap=True, markup=False)
-            if found:
-                console.print(f"stored: {write_sweep(found.folder, tried)}", soft_wrap=True)
+    with counting_progress(f"{asked.protocol.name} sweep") as report:
+        tried = sweep(
+            asked.protocol.name, changes, read_axes(axes), asked.recipe, asked.data,
+            **asked.options, command=asked.words, report=report,
+        )  # fmt: skip
+    if not first:
         return
+    show_table(sweep_table(tried))
+    told = f"one test with what was chosen: {tried['command']}"
+    console.print(told, soft_wrap=True, markup=False)
+    if asked.run:
+        console.print(f"stored: {write_sweep(asked.run.folder, tried)}", soft_wrap=True)
 
-    with (
-        distributed.process_group(where, _PATIENCE),
-        counting_progress(settings.name) as report,
-    ):
-        if isinstance(settings, Finetune) and not raw_features:
-            check = partial(_check_cost, settings, chosen, folder, held_out, where, yes)
-            distributed.first_rank_alone(check)
-        evaluation = run_protocol(
-            settings,
-            chosen,
-            folder,
-            subject="random-init" if random_init else "raw" if raw_features else "run",
-            device=where,
-            run=found,
-            kind=kind,
-            val_subjects=held_out,
-            seed=seed,
-            report=report,
+
+def _evaluate(asked: _Asked, *, yes: bool, first: bool) -> None:
+    """Evaluate; the first rank shows the result beside others of the run, and stores it."""
+    from skelpipe import distributed
+    from skelpipe.protocols.evaluate import evaluate, write_result
+    from skelpipe.protocols.settings import Detection, Finetune
+    from skelpipe.report.tables import comparable, read_results, result_table
+
+    from .progress import counting_progress
+
+    if isinstance(asked.protocol, Finetune) and asked.subject != "raw":
+        check = partial(_check_cost, asked.protocol, asked, yes=yes)
+        distributed.first_rank_alone(check)
+    with counting_progress(asked.protocol.name) as report:
+        evaluation = evaluate(
+            asked.protocol, asked.recipe, asked.data, **asked.options, report=report
         )
-    if ranks.rank:
-        return  # the first one tells what all have found
+    if not first:
+        return
     record = evaluation.record
-    stored = write_result(found.folder, evaluation) if found else None
-    beside = read_results(found.folder) if found else [record]
+    stored = write_result(asked.run.folder, evaluation) if asked.run else None
+    beside = read_results(asked.run.folder) if asked.run else [record]
     for group in comparable(beside):
         if record in group:
             show_table(result_table(group))
     console.print(f"our reading: {'; '.join(record['readings'])}", soft_wrap=True, markup=False)
     if stored:
         console.print(f"stored: {stored}", soft_wrap=True)
-    if stored and recordings and evaluation.files:
+    if stored and isinstance(asked.protocol, Detection):
         console.print(f"look at: {_write_bars(stored, evaluation)}", soft_wrap=True)
 
 
@@ -309,14 +339,7 @@ def _write_bars(stored: Path, evaluation: Evaluation) -> Path:
     return file
 
 
-def _check_cost(
-    protocol: Finetune,
-    recipe: Recipe,
-    data: Path,
-    val_subjects: tuple[int, ...],
-    device: torch.device,
-    yes: bool,
-) -> str:
+def _check_cost(protocol: Finetune, asked: _Asked, *, yes: bool) -> str:
     """Print what a fine-tuning will take, and stop where nobody can mean it."""
     from dataclasses import asdict
 
@@ -325,9 +348,10 @@ def _check_cost(
     from skelpipe.shards.card import read_fitting_card
     from skelpipe.stream.source import select
 
+    data, recipe, device = asked.data, asked.recipe, asked.device
     card = read_fitting_card(data, recipe.pipeline)
-    train = select(data, "train", without=val_subjects)
-    test = select(data, "train" if val_subjects else "test", subjects=val_subjects)
+    train = select(data, "train", without=asked.val_subjects)
+    test = select(data, "train" if asked.val_subjects else "test", subjects=asked.val_subjects)
     joints = len(card.topology.joints)
     work = amount(
         protocol, recipe, trained=len(train), tested=len(test), joints=joints,
@@ -347,11 +371,20 @@ def _check_cost(
     return ""
 
 
-def _fuse(first: list[Path], more: list[Path], weights: str, wanted: Wanted) -> None:
+def _fuse(
+    first: list[Path],
+    more: list[Path],
+    weights: str,
+    protocol: str | None,
+    kind: Kind | None,
+    val_subjects: tuple[int, ...],
+    changes: list[str],
+) -> None:
     """Fuse runs' stored scores; the result is stored in the first one and shown as a table."""
     from skelpipe.checkpoint import read_run
     from skelpipe.protocols.evaluate import write_result
-    from skelpipe.protocols.fusion import fuse
+    from skelpipe.protocols.fusion import Wanted, fuse
+    from skelpipe.protocols.settings import own_probe
     from skelpipe.report.tables import fusion_table
 
     if not first:
@@ -371,7 +404,10 @@ def _fuse(first: list[Path], more: list[Path], weights: str, wanted: Wanted) -> 
             "--weights takes numbers", found=weights, expected="such as --weights 0.6,0.6,0.4"
         ) from error
     runs = [read_run(folder) for folder in (*first, *more)]
-    found = fuse(runs, wanted, numbers)
+    if protocol is None:
+        protocol = runs[0].data.get("probe") or own_probe(runs[0].recipe)
+        console.print(f"protocol {protocol}: the first run's own", soft_wrap=True)
+    found = fuse(runs, Wanted(protocol, kind, val_subjects, tuple(changes)), numbers)
     show_table(fusion_table(found.record))
     console.print(
         f"our reading: {'; '.join(found.record['readings'])}", soft_wrap=True, markup=False
