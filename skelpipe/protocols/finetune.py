@@ -130,7 +130,7 @@ def about(protocol: Finetune, question: Question) -> tuple[dict[str, Any], dict[
     told, warnings = [], list(question.card.warnings)
     for subset in subsets:
         present = {label[place] for place in subset.places}
-        absent = [name for number, name in enumerate(names) if number not in present]
+        absent = [names[number] for number in sorted(set(label) - present)]  # of those there are
         told.append(
             {
                 "seed": subset.seed,

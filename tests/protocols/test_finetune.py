@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -28,6 +29,7 @@ from skelpipe.protocols.question import Question, labels
 from skelpipe.protocols.recogniser import Recogniser, layer_of, layers_of
 from skelpipe.protocols.settings import Finetune, load_protocol
 from skelpipe.random import fold
+from skelpipe.shards.card import CARD, card_bytes, read_card
 from skelpipe.train import start_run, train
 
 QUICK = ("epochs=3", "batch=7", "random.shortest=4", "hidden=8")
@@ -250,8 +252,12 @@ def test_the_encoder_is_trained_and_the_run_is_left_alone(data: Path, tmp_path: 
     assert "from scratch: no layer decay" in scratch.record["readings"]
 
 
-def test_a_subset_without_a_class_is_told(data: Path) -> None:
-    """Two of 17 samples: by some seed both are of one class."""
+def test_a_subset_without_a_class_is_told(data: Path, tmp_path: Path) -> None:
+    """Two of 17 samples: by some seed both are of one class. A third has no sample anywhere."""
+    data = shutil.copytree(data, tmp_path / "set")
+    card = read_card(data)
+    third = card.model_copy(update={"classes": (*card.classes, "turn")})
+    (data / CARD).write_bytes(card_bytes(third))
     settings = protocol("semi", *QUICK, "share=0.12", "runs=3", "epochs=1")
     record = evaluate(settings, tiny_recipe(), data, subject="random-init", device=CPU).record
     lacking = [subset["seed"] for subset in record["subsets"] if subset["classes"] < 2]
