@@ -93,13 +93,15 @@ def headline(record: Record) -> Headline:
     return Headline(found["name"], found["value"], found["lower_is_better"])
 
 
-def read_results(run: Path) -> list[Record]:
-    """All evaluation records of a run folder, by file name; none where nothing was evaluated.
-
-    Sweeps are none: they chose settings.
-    """
+def result_files(run: Path) -> list[Path]:
+    """Files of a run folder's evaluation records, by name. Sweeps are none: they chose settings."""
     paths = sorted((run / "results").glob("*.json"))
-    return [read_json(path) for path in paths if not path.stem.endswith("-sweep")]
+    return [path for path in paths if not path.stem.endswith("-sweep")]
+
+
+def read_results(run: Path) -> list[Record]:
+    """All evaluation records of a run folder, by file name; none where nothing was evaluated."""
+    return [read_json(path) for path in result_files(run)]
 
 
 def result_tables(records: Iterable[Record]) -> list[Table]:

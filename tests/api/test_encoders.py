@@ -21,7 +21,7 @@ from skelpipe.checkpoint import Run
 from skelpipe.errors import UserError
 from skelpipe.protocols.features import CENTRE, encode_by, extract, viewer
 from skelpipe.protocols.question import load_encoder
-from skelpipe.protocols.settings import AnyProtocol
+from skelpipe.protocols.settings import Recognition
 from skelpipe.stream.source import Resident, select
 
 RECIPES = {
@@ -52,7 +52,7 @@ def evaluated(run: Run, data: Path, kind: str, network: str = "student") -> Tens
 
 
 def test_the_centre_is_that_of_protocols() -> None:
-    assert AnyProtocol.model_fields["centre"].default == CENTRE
+    assert Recognition.model_fields["centre"].default == CENTRE
 
 
 @pytest.mark.parametrize(

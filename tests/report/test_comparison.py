@@ -78,8 +78,9 @@ def test_differences_are_to_the_first_run(tmp_path: Path) -> None:
 
 def test_lower_may_be_better(tmp_path: Path) -> None:
     def motion(value: float) -> Record:
-        headline = {"name": "MPJPE, mm", "value": value, "lower_is_better": True}
-        return record(1.0, 2.0, headline=headline)
+        headline = {"name": "mpjpe", "value": value, "lower_is_better": True}
+        results = [{"network": "student", "mpjpe": value}]
+        return record(headline=headline) | {"results": results}
 
     one, two = (run_of(tmp_path / name, knn=motion(value))
                 for name, value in (("one", 80.0), ("two", 75.5)))  # fmt: skip
