@@ -12,9 +12,11 @@ if TYPE_CHECKING:
 
 def show_table(table: Table) -> None:
     """Print a table of results with what must be read beside it."""
+    from rich.box import SIMPLE_HEAD  # narrow: a terminal of 80 columns holds most tables
     from rich.table import Table as Shown
 
-    shown = Shown(title=f"{table.title}\n{table.subtitle}", title_justify="left")
+    title = f"{table.title}\n{table.subtitle}"
+    shown = Shown(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1))
     for number, column in enumerate(table.columns):
         shown.add_column(column, justify="left" if number < 2 else "right", overflow="fold")
     for row in table.rows:

@@ -243,7 +243,7 @@ def result_table(group: Sequence[Record]) -> Table:
                 _accuracy(result),
             ]
             if with_interval:
-                cells.append(" to ".join(f"{end:.1f}" for end in result.get("interval", ())))
+                cells.append("–".join(f"{end:.1f}" for end in result.get("interval", ())))
             if with_drop:
                 cells += [f"{result['clean_accuracy']:.1f}", f"{result['drop']:.1f}"]
             if trained:

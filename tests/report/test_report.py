@@ -84,12 +84,12 @@ def test_a_table_shows_interval_groups_and_deviation_where_records_have_them() -
     (table,) = result_tables([record(results=[row]), record("raw", 62.0)])
     assert table.columns[2:] == ("accuracy, %", "95 % interval", "over raw skeleton, points",
                                  "one person, %", "mutual, %")  # fmt: skip
-    assert table.rows[0][2:] == ("70.0 ± 1.3", "68.0 to 72.1", "+8.0", "71.0", "60.5")
+    assert table.rows[0][2:] == ("70.0 ± 1.3", "68.0–72.1", "+8.0", "71.0", "60.5")
     assert table.rows[1][2:] == ("62.0", "", "", "", "")
     del row["std"]
     (alone,) = result_tables([record(results=[row | {"mutual": None}])])
     assert alone.columns[2:] == ("accuracy, %", "95 % interval")
-    assert alone.rows[0][2:] == ("70.0", "68.0 to 72.1")
+    assert alone.rows[0][2:] == ("70.0", "68.0–72.1")
 
 
 def test_pcm3s_probe_is_told_from_mamps() -> None:
