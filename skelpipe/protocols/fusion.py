@@ -71,7 +71,7 @@ class Wanted:
             words += ["--features", self.kind]
         if self.val_subjects:
             words += ["--val-subjects", ",".join(map(str, self.val_subjects))]
-        if like and like["seed"]:
+        if like and like.get("seed"):  # a fusion has none
             words += ["--seed", str(like["seed"])]
         packaged = _flat(load_protocol(self.protocol).model_dump(mode="json"))
         for key, value in (_flat(like["protocol"]) if like else self.settings()).items():

@@ -20,7 +20,14 @@ from skelpipe.errors import UserError
 from skelpipe.files import write_whole
 from skelpipe.protocols.fusion import Wanted
 from skelpipe.report.html import table, warnings, write_html
-from skelpipe.report.tables import features_name, settings_line, united
+from skelpipe.report.tables import (
+    MEASURES,
+    features_name,
+    headline,
+    is_sweep,
+    settings_line,
+    united,
+)
 
 Record = dict[str, Any]
 ENDINGS = (".md", ".html", ".json")
@@ -62,7 +69,7 @@ def compare(runs: Sequence[Run]) -> Record:
         for record in _records(run):
             key = (
                 record["protocol"]["name"], record.get("variant", ""),
-                record["dataset"], record["split"], record["part"], _metric(record)[0],
+                record["dataset"], record["split"], record["part"], headline(record).name,
             )  # fmt: skip
             groups.setdefault(key, []).append((name, record))
     if not groups:
@@ -92,13 +99,16 @@ def _names(runs: Sequence[Run]) -> list[str]:
 
 
 def _records(run: Run) -> list[Record]:
-    """A run's records: of itself, of fusions, then of its floors."""
+    """A run's records: of itself, of fusions, then of its floors; sweeps are none."""
     found = []
     for path in sorted((run.folder / "results").glob("*.json")):
+        if is_sweep(path):
+            continue
         record = read_json(path)
         lacks = [name for name in _NEEDED if name not in record]
-        if not lacks and "headline" not in record:
-            lacks = ["accuracy"] * any("accuracy" not in row for row in record["results"])
+        if not lacks:
+            name = record.get("headline", {}).get("name", "accuracy")
+            lacks = [name] * any(name not in row for row in record["results"])
         if lacks or record["subject"] not in _SUBJECTS or not record["results"]:
             raise UserError(
                 "this is no record of an evaluation",
@@ -111,28 +121,19 @@ def _records(run: Run) -> list[Record]:
     return sorted(found, key=lambda record: _SUBJECTS.index(record["subject"]))
 
 
-def _metric(record: Record) -> tuple[str, bool]:
-    """What a record's rows are worth, and whether less is better."""
-    headline = record.get("headline")
-    if headline:
-        return headline["name"], headline["lower_is_better"]
-    return "accuracy, %", False
-
-
 def _values(record: Record) -> Iterator[tuple[str, float]]:
-    """Networks and their values; a record with a headline has one, its first network's."""
-    if "headline" in record:
-        yield record["results"][0]["network"], record["headline"]["value"]
-        return
+    """Networks and what each is worth, by the record's headline."""
+    name = headline(record).name
     for row in record["results"]:
-        yield row["network"], row["accuracy"]
+        yield row["network"], row[name]
 
 
 def _group(members: Sequence[tuple[str, Record]], runs: dict[str, Run]) -> Record:
     evaluated = [record for _, record in members if record["subject"] not in _FLOORS]
     reference = (evaluated or [record for _, record in members])[0]
     zero = next(iter(_values(reference)))[1]
-    value, less = _metric(reference)
+    first = headline(reference)
+    less = first.lower_is_better
     rows: list[Record] = []
     for name, record in members:
         unlike = _unlike(record, reference)
@@ -164,7 +165,7 @@ def _group(members: Sequence[tuple[str, Record]], runs: dict[str, Run]) -> Recor
         "protocol": protocol["name"],
         "data": f"{reference['dataset']} {reference['split']}, {reference['part']}",
         "settings": settings_line(protocol),
-        "value": value,
+        "value": MEASURES.get(first.name, first.name),
         "lower_is_better": less,
         "missing": {
             name: wanted.command(run, reference) for name, run in runs.items() if name not in have

@@ -82,7 +82,7 @@ class Headline:
         return f"{MEASURES.get(self.name, self.name)} {self.value:.1f}"
 
 
-MEASURES = {"mpjpe": "MPJPE, mm", "map_a": "mAP_a, %"}
+MEASURES = {"accuracy": "accuracy, %", "mpjpe": "MPJPE, mm", "map_a": "mAP_a, %"}
 """Names of headlines, as they are shown."""
 
 
@@ -99,7 +99,12 @@ def read_results(run: Path) -> list[Record]:
     Sweeps are none: they chose settings.
     """
     paths = sorted((run / "results").glob("*.json"))
-    return [read_json(path) for path in paths if not path.stem.endswith("-sweep")]
+    return [read_json(path) for path in paths if not is_sweep(path)]
+
+
+def is_sweep(path: Path) -> bool:
+    """Whether a file of results is a sweep's, by its name."""
+    return path.stem.endswith("-sweep")
 
 
 def result_tables(records: Iterable[Record]) -> list[Table]:
