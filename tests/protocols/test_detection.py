@@ -186,16 +186,16 @@ def test_a_stand_in_for_the_second_body_counts_as_one(data: Path, absent_body: s
 def test_a_window_without_anybody_has_the_layers_bias(data: Path) -> None:
     model = model_of(tiny_recipe())
     with torch.no_grad():
-        model.head.linear.bias += torch.arange(3)
+        model.head.bias += torch.arange(3)
     batch = open_source(data, select(data, "train"), CPU, "mapped").take(torch.tensor([2]))
     frame_NW = torch.tensor([[104] * 8, [50] * 8])
     windows = gather_windows(batch, torch.tensor([0, 0]), frame_NW, 1)
     logits_NK = model(windows)
-    assert torch.equal(logits_NK[0], model.head.linear.bias)
-    assert not torch.equal(logits_NK[1], model.head.linear.bias)
+    assert torch.equal(logits_NK[0], model.head.bias)
+    assert not torch.equal(logits_NK[1], model.head.bias)
     nobody = gather_windows(batch, torch.tensor([0]), frame_NW[:1], 1)
     model(nobody).sum().backward()
-    assert model.head.linear.bias.grad is not None
+    assert model.head.bias.grad is not None
 
 
 def test_a_frozen_encoder_stands_still_but_for_its_input_norm(data: Path) -> None:
@@ -211,7 +211,7 @@ def test_a_frozen_encoder_stands_still_but_for_its_input_norm(data: Path) -> Non
             for name, value in model.state_dict().items()
             if not torch.equal(value, before[name])
         }
-        assert {"head.linear.weight", "encoder.input_norm.running_mean"} <= moved
+        assert {"head.weight", "encoder.input_norm.running_mean"} <= moved
         assert ("encoder.first.0.weight_hh_l0" in moved) == (kept == "trained")
         assert ("encoder.input_norm.weight" in moved) == (kept == "trained")
 
