@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from skelpipe import distributed
 from skelpipe.config import Recipe, SLiMRecipe
 from skelpipe.errors import UserError
-from skelpipe.optim import cosine
+from skelpipe.optim import cosine, decays
 from skelpipe.protocols.features import See, encode_by, viewer
 from skelpipe.protocols.linear import Trained
 from skelpipe.protocols.question import (
@@ -266,10 +266,8 @@ def _optimiser(model: Recogniser, protocol: Finetune, decay: float) -> torch.opt
     layers = layers_of(model.encoder)
     groups: dict[tuple[int, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
-        decayed = parameter.ndim > 1 and not name.endswith(
-            ("joint_embedding", "step_embedding", "prefix")
-        )
-        groups.setdefault((layer_of(name, layers), decayed), []).append(parameter)
+        group = layer_of(name, layers), decays(name, parameter)
+        groups.setdefault(group, []).append(parameter)
     told = [
         {
             "params": parameters,
