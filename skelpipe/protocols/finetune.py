@@ -137,7 +137,7 @@ def told(protocol: Finetune, question: Question, found: Found) -> Found:
     rows, warnings = [], []
     for subset in subsets:
         present = {label[place] for place in subset.places}
-        absent = [name for number, name in enumerate(names) if number not in present]
+        absent = [names[number] for number in sorted({*label} - present)]  # of those there are
         rows.append(
             {
                 "seed": subset.seed,
