@@ -105,7 +105,13 @@ def run_published(
     with held(folder, wait=True):
         add_fusions(todo)
         record = table_record(
-            table, scale, scales.scale(scale), todo, [*absent, *broken], generated=synth is not None
+            table,
+            scale,
+            scales.scale(scale),
+            todo,
+            [*absent, *broken],
+            changes=changes,
+            generated=synth is not None,
         )
         stored = write_table(folder, record)
     show_grids(grids(record)[:1])

@@ -64,6 +64,12 @@ def weight_decay(recipe: SLiMRecipe, progress: float) -> float:
     return cosine(*recipe.optim.weight_decay, progress)
 
 
+def decays(name: str, parameter: nn.Parameter) -> bool:
+    """Whether weight decay is for a parameter of this name: not for vectors and embeddings."""
+    embedding = name.endswith(("joint_embedding", "step_embedding", "prefix"))
+    return parameter.ndim > 1 and not embedding
+
+
 def _adamw(student: nn.Module, recipe: SLiMRecipe) -> torch.optim.AdamW:
     """AdamW in three groups: decayed matrices, the rest without decay (S25), prototypes.
 
@@ -73,10 +79,10 @@ def _adamw(student: nn.Module, recipe: SLiMRecipe) -> torch.optim.AdamW:
     for name, parameter in student.named_parameters():
         if name.endswith("prototypes"):
             directions.append(parameter)
-        elif parameter.ndim < 2 or name.endswith(("joint_embedding", "step_embedding", "prefix")):
-            plain.append(parameter)
-        else:
+        elif decays(name, parameter):
             decayed.append(parameter)
+        else:
+            plain.append(parameter)
     groups = [
         {"params": decayed, "decay": True, "prototypes": False},
         {"params": plain, "decay": False, "prototypes": False},

@@ -14,10 +14,11 @@ from released_files import Burglar, skelpipe
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from skelpipe.api.encoders import load_encoder as load_from
 from skelpipe.checkpoint import Run, has_network, read_run
 from skelpipe.config import SLiMRecipe
 from skelpipe.errors import UserError
-from skelpipe.protocols.evaluate import ask
+from skelpipe.protocols.evaluate import ask, evaluate
 from skelpipe.protocols.features import encode_by, mean_over_bodies, viewer
 from skelpipe.protocols.question import load_encoder
 from skelpipe.protocols.settings import load_protocol
@@ -183,6 +184,25 @@ def test_an_imported_mamp_is_evaluated_by_its_probe(
     assert "an imported run cannot be continued" in str(result.exception)
     result = skelpipe("import", "mamp", file, "--out", tmp_path / "x", "--stream", "bone")
     assert "weights of mamp are of joints" in str(result.exception)
+
+
+def test_an_imported_mamp_serves_every_task_and_tells_its_own_readings(tmp_path: Path) -> None:
+    file = save(tmp_path / "mamp.pth", state(steps=3))
+    run = import_mamp(file, tmp_path / "run", ["views.absent_body=copy"])
+    assert run.recipe.encoder.class_token is False  # type: ignore[union-attr]
+    assert load_from(run.folder).topology == KINECT
+    with pytest.raises(UserError, match="no class token"):
+        load_from(run.folder, kind="class")
+    data = write_set(tmp_path / "toy", train=4, test=3)
+    for name, changes in (
+        ("finetune", ("epochs=1", "batch=4", "hidden=4")),
+        ("motion", ("steps=1", "batch=2", "observed=8", "predicted=3", "joint_hidden=4")),
+    ):
+        found = evaluate(
+            load_protocol(name, changes), run.recipe, data, subject="run", device=CPU, run=run
+        )
+        assert any("absent body: copy" in reading for reading in found.record["readings"])
+        assert not any("tube" in reading for reading in found.record["readings"])
 
 
 def refusal(file: Path, *changes: str) -> str:

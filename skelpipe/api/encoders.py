@@ -31,6 +31,7 @@ from skelpipe.protocols.features import (
 )
 from skelpipe.protocols.question import Network
 from skelpipe.protocols.question import load_encoder as read_encoder
+from skelpipe.protocols.transfer import trained_topology
 from skelpipe.shards.card import read_card
 from skelpipe.skeleton import Topology
 
@@ -190,17 +191,18 @@ def _topology_of(run: Run) -> Topology:
     Raises:
         UserError: Neither tells.
     """
-    if run.data.get("topology"):
-        return Topology.model_validate(run.data["topology"])
     folder = run.data.get("folder")
-    if folder and Path(folder).is_dir():
+    if "topology" not in run.data and folder and Path(folder).is_dir():
         return read_card(Path(folder)).topology
-    raise UserError(
-        "the run does not tell its skeleton, and the set it was trained on is not there",
-        file=run.folder,
-        found=folder or "no set",
-        remedy="name a prepared set of the same skeleton with data",
-    )
+    known = trained_topology(run)
+    if known is None:
+        raise UserError(
+            "the run does not tell its skeleton, and the set it was trained on is not there",
+            file=run.folder,
+            found=folder or "no set",
+            remedy="name a prepared set of the same skeleton with data",
+        )
+    return known
 
 
 def save_encoder(encoder: FeatureEncoder, file: Path) -> None:

@@ -25,6 +25,7 @@ from skelpipe.protocols.detection_metrics import Matched, Segment
 from skelpipe.protocols.detection_model import FrameClassifier
 from skelpipe.protocols.detection_segments import pack_segments, segments, smooth
 from skelpipe.protocols.detection_training import fit
+from skelpipe.protocols.metrics import headline
 from skelpipe.protocols.question import Found, Question
 from skelpipe.protocols.settings import Detection
 from skelpipe.shards.card import Card, made_from, read_card
@@ -96,14 +97,13 @@ def answer(protocol: Detection, question: Question) -> Found:
     row, record = scored(predicted, truths, question)
     name = "student" if question.subject == "run" else "untrained encoder"
     row = {"network": name, **row, "frame_accuracy": 100 * right / frames}
-    headline = {"name": "map_a", "value": row["map_a"], "lower_is_better": False}
     idle_share = {"frame_accuracy_of_no_action": 100 * idle / frames}
     keys = question.test.table["key"].to_pylist()
     named = partial(_named, keys=keys)
     return Found(
         [row],
-        {"headline": headline, **idle_share, **record},
-        {SEGMENTS: pack_segments(map(named, predicted), map(named, truths))},
+        {"headline": headline(row["map_a"], "map_a"), **idle_share, **record},
+        files={SEGMENTS: pack_segments(map(named, predicted), map(named, truths))},
     )
 
 

@@ -32,7 +32,7 @@ from skelpipe.protocols.features import (
     raw_features,
     viewer,
 )
-from skelpipe.protocols.question import Network, check_finite, load_encoder
+from skelpipe.protocols.question import Network, check_finite, load_encoder, recipe_readings
 from skelpipe.shards.card import read_fitting_card
 from skelpipe.stream.source import Parts, Source, open_source, select
 
@@ -104,7 +104,7 @@ def embed(
         "part": part,
         "data_digest": card.data_digest,
         "classes": json.dumps(card.classes),
-        "readings": json.dumps(run.recipe.readings()),
+        "readings": json.dumps(recipe_readings(run.recipe, run)),
         "warnings": json.dumps(card.warnings),
         "versions": json.dumps({name: version(name) for name in ("skelpipe", "torch", "numpy")}),
     }

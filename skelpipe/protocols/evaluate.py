@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,14 @@ from skelpipe.protocols import detection, finetune, knn, linear, motion, occlusi
 from skelpipe.protocols.features import Kind, default_kind
 from skelpipe.protocols.metrics import confusion, headline, per_class, row_of
 from skelpipe.protocols.parts import check_apart, unlearnable
-from skelpipe.protocols.question import Answer, Found, Question, Subject, labels
+from skelpipe.protocols.question import (
+    Answer,
+    Found,
+    Question,
+    Subject,
+    labels,
+    recipe_readings,
+)
 from skelpipe.protocols.scores import digest, pack_scores
 from skelpipe.protocols.settings import (
     Detection,
@@ -112,9 +119,14 @@ def evaluate(
         "part": part_name(val_subjects),
         "samples": {"train": len(train), "test": len(test)},
         "data_digest": card.data_digest,
-        "warnings": [*card.warnings, *unlearnable(card, train.table, test.table), *noted],
+        "warnings": [
+            *card.warnings,
+            *unlearnable(card, train.table, test.table),
+            *noted,
+            *found.warnings,
+        ],
         "readings": [
-            *_recipe_readings(recipe, run),
+            *(recipe_readings(recipe, run) if found.readings is None else found.readings),
             *protocol.readings(),
             *transfer_readings(protocol, card),
         ],
@@ -186,8 +198,7 @@ def solve(protocol: Protocol, question: Question) -> Found:
         return motion.answer(protocol, question)
     if isinstance(protocol, Finetune):
         found = _recognition(finetune.answer(protocol, question), question)
-        record, files = finetune.about(protocol, question)
-        return replace(found, record=found.record | record, files=found.files | files)
+        return finetune.told(protocol, question, found)
     if isinstance(protocol, Detection):
         return detection.answer(protocol, question)
     raise NotImplementedError(protocol.task)
@@ -204,14 +215,7 @@ def _recognition(answers: Sequence[Answer], question: Question) -> Found:
         "confusion": counts.tolist(),
     }
     scores = pack_scores(question.test.table["key"].to_pylist(), label_N, answers[0].scores)
-    return Found(rows, record, {_SCORES: scores})
-
-
-def _recipe_readings(recipe: Recipe, run: Run | None) -> list[str]:
-    """The recipe's, or of an imported run its own: it was trained by others."""
-    if run is not None and "imported" in run.data:
-        return list(run.data["readings"])
-    return recipe.readings()
+    return Found(rows, record, files={_SCORES: scores})
 
 
 def part_name(val_subjects: Sequence[int]) -> str:

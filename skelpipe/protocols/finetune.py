@@ -18,10 +18,17 @@ from torch.nn import functional as F
 from skelpipe import distributed
 from skelpipe.config import Recipe, SLiMRecipe
 from skelpipe.errors import UserError
-from skelpipe.optim import cosine
+from skelpipe.optim import cosine, decays
 from skelpipe.protocols.features import See, encode_by, viewer
 from skelpipe.protocols.linear import Trained
-from skelpipe.protocols.question import Answer, Question, check_finite, labels
+from skelpipe.protocols.question import (
+    Answer,
+    Found,
+    Question,
+    check_finite,
+    labels,
+    recipe_readings,
+)
 from skelpipe.protocols.recogniser import Recogniser, layer_of, layers_of
 from skelpipe.protocols.settings import Finetune
 from skelpipe.protocols.subsets import Subset, draw, pack
@@ -119,19 +126,19 @@ def drawn(protocol: Finetune, question: Question) -> list[Subset]:
     ]
 
 
-def about(protocol: Finetune, question: Question) -> tuple[dict[str, Any], dict[str, bytes]]:
-    """What a record says of a fine-tuning beside its results, and the files beside it."""
+def told(protocol: Finetune, question: Question, found: Found) -> Found:
+    """What was found, with the subsets that were learnt from and what was fine-tuned."""
+    found = replace(found, readings=_readings(protocol, question))
     subsets = drawn(protocol, question)
-    readings = _readings(protocol, question)
     if not subsets:
-        return {"readings": readings}, {}
+        return found
     table, names = question.train.table, question.card.classes
     label = table["label"].to_pylist()
-    told, warnings = [], list(question.card.warnings)
+    rows, warnings = [], []
     for subset in subsets:
         present = {label[place] for place in subset.places}
-        absent = [names[number] for number in sorted(set(label) - present)]  # of those there are
-        told.append(
+        absent = [names[number] for number in sorted({*label} - present)]  # of those there are
+        rows.append(
             {
                 "seed": subset.seed,
                 "samples": len(subset.places),
@@ -144,13 +151,18 @@ def about(protocol: Finetune, question: Question) -> tuple[dict[str, Any], dict[
                 f"the subset of seed {subset.seed} ({len(subset.places)} samples) has none of "
                 f"{len(absent)} classes: {', '.join(absent)}"
             )
-    record = {"readings": readings, "warnings": warnings, "subsets": told}
-    return record, {"subsets.csv": pack(subsets)}
+    return replace(
+        found,
+        record=found.record | {"subsets": rows},
+        warnings=warnings,
+        files=found.files | {"subsets.csv": pack(subsets)},
+    )
 
 
 def _readings(protocol: Finetune, question: Question) -> list[str]:
     """The recipe's, with what is fine-tuned in place of its frozen features (S28)."""
-    found = [text for text in question.recipe.readings() if not text.startswith("S28")]
+    told = recipe_readings(question.recipe, question.run)
+    found = [text for text in told if not text.startswith(("S28", "features:"))]
     slim, mamp = isinstance(question.recipe, SLiMRecipe), protocol.head == "mamp"
     if slim:
         what = "patch tokens joint by joint" if mamp else question.kind
@@ -254,10 +266,8 @@ def _optimiser(model: Recogniser, protocol: Finetune, decay: float) -> torch.opt
     layers = layers_of(model.encoder)
     groups: dict[tuple[int, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
-        decayed = parameter.ndim > 1 and not name.endswith(
-            ("joint_embedding", "step_embedding", "prefix")
-        )
-        groups.setdefault((layer_of(name, layers), decayed), []).append(parameter)
+        group = layer_of(name, layers), decays(name, parameter)
+        groups.setdefault(group, []).append(parameter)
     told = [
         {
             "params": parameters,

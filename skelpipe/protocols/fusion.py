@@ -29,6 +29,7 @@ from skelpipe.protocols.features import Kind
 from skelpipe.protocols.metrics import accuracy, of_repeats
 from skelpipe.protocols.scores import Scores, read_scores
 from skelpipe.protocols.settings import Recognition, load_protocol
+from skelpipe.protocols.transfer import is_transfer
 
 Record = dict[str, Any]
 _SAME = ("dataset", "split", "part", "classes")
@@ -65,18 +66,23 @@ class Wanted:
         return run.folder / "results" / name
 
     def command(self, run: Run, like: Record | None = None) -> str:
-        """What stores them, under the protocol settings of ``like`` if those are not packaged."""
+        """What stores them, under the protocol settings of ``like`` if those are not packaged.
+
+        A transfer's names "DIR": only the user knows where the other set lies.
+        """
         words = ["skelpipe", "evaluate", "--protocol", self.protocol, "--run", str(run.folder)]
         if self.kind:
             words += ["--features", self.kind]
         if self.val_subjects:
             words += ["--val-subjects", ",".join(map(str, self.val_subjects))]
-        if like and like.get("seed"):
+        if like and like.get("seed"):  # a fusion has none
             words += ["--seed", str(like["seed"])]
         packaged = _flat(load_protocol(self.protocol).model_dump(mode="json"))
         for key, value in (_flat(like["protocol"]) if like else self.settings()).items():
             if value != packaged.get(key):
                 words += ["--set", f"{key}={json.dumps(value)}"]
+        if is_transfer(load_protocol(self.protocol)):
+            words += ["--data", "DIR"]
         return shlex.join(words)
 
 
@@ -236,8 +242,8 @@ def _check_same(first: Run, one: Record, run: Run, other: Record, wanted: Wanted
                 f"run {run.folder.name} was evaluated on another {key} than {first.folder.name}",
                 found=other[key],
                 expected=one[key],
-                remedy=f"{wanted.command(run, one)} --data DIR, DIR being the set of "
-                f"{one['dataset']} {one['split']}",
+                remedy=f"{wanted.command(run, one).removesuffix(' --data DIR')} --data DIR, DIR "
+                f"being the set of {one['dataset']} {one['split']}",
             )
 
 

@@ -28,7 +28,8 @@ from skelpipe.models.encoder import Encoder
 from skelpipe.models.residual_gru import ResidualGRU
 from skelpipe.models.vit import SkeletonViT, Tokens
 from skelpipe.protocols.features import default_kind
-from skelpipe.protocols.question import Found, Question
+from skelpipe.protocols.metrics import headline
+from skelpipe.protocols.question import Found, Question, recipe_readings
 from skelpipe.protocols.settings import Motion
 from skelpipe.random import below, fold
 from skelpipe.skeleton import Topology
@@ -71,14 +72,17 @@ def answer(protocol: Motion, question: Question) -> Found:
     return Found(
         [row],
         {
-            "headline": {"name": "mpjpe", "value": row["mpjpe"], "lower_is_better": True},
+            "headline": headline(row["mpjpe"], "mpjpe", lower_is_better=True),
             "baselines": [
                 {"network": "zero velocity", **_row(still_NP, fps)},
                 {"network": "constant velocity", **_row(steady_NP, fps)},
             ],
             "windows": {"train": train.told(), "test": test.told()},
-            "readings": [*question.recipe.readings(), *_readings(protocol, question)],
         },
+        readings=[
+            *recipe_readings(question.recipe, question.run),
+            *_readings(protocol, question),
+        ],
     )
 
 

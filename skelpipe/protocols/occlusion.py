@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from statistics import fmean
 
 import pyarrow as pa
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from skelpipe.protocols import linear
 from skelpipe.protocols.features import Hide
+from skelpipe.protocols.metrics import accuracy
 from skelpipe.protocols.question import Answer, Question, labels
 from skelpipe.protocols.settings import Occlusion
 from skelpipe.random import fold, named
@@ -40,8 +42,11 @@ def answer(protocol: Occlusion, question: Question) -> list[Answer]:
     label_N = labels(question.test)
     found = []
     for before, after in zip(clean, occluded, strict=True):
-        accuracy = _accuracy(before, label_N)
-        drop = {"clean_accuracy": accuracy, "drop": accuracy - _accuracy(after, label_N)}
+        of_clean, of_occluded = (
+            fmean(accuracy(predicted_N, label_N) for predicted_N in answer.predicted)
+            for answer in (before, after)
+        )
+        drop = {"clean_accuracy": of_clean, "drop": of_clean - of_occluded}
         found.append(replace(after, more={**drop, **after.more}))
     return found
 
@@ -67,9 +72,3 @@ def _hide(protocol: Occlusion, question: Question) -> Hide:
 def _half(report: Callable[[int, int], None], half: int) -> Callable[[int, int], None]:
     """Tells of two trainings, one after the other, as of one."""
     return lambda done, total: report(half * total + done, 2 * total)
-
-
-def _accuracy(answer: Answer, label_N: Tensor) -> float:
-    """Top-1 accuracy in per cent, the mean over trainings."""
-    right = [(found == label_N).double().mean().item() for found in answer.predicted]
-    return 100 * sum(right) / len(right)

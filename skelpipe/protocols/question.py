@@ -152,12 +152,23 @@ class Found:
     Attributes:
         rows: The record's "results", the headline first.
         record: What else the record has.
+        warnings: What the record warns of beside what the set does.
+        readings: In place of the recipe's, where a task reads it otherwise.
         files: Stored beside the record, by what their names end with: "scores.parquet".
     """
 
     rows: list[dict[str, Any]]
     record: dict[str, Any] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+    readings: list[str] | None = None
     files: dict[str, bytes] = field(default_factory=dict)
+
+
+def recipe_readings(recipe: Recipe, run: Run | None) -> list[str]:
+    """How a recipe is read; of an imported run its own readings: it was trained by others."""
+    if run is not None and "imported" in run.data:
+        return list(run.data["readings"])
+    return recipe.readings()
 
 
 def load_encoder(run: Run, topology: Topology, network: str = "student") -> Encoder:

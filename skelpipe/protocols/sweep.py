@@ -21,7 +21,7 @@ from skelpipe.config import Recipe
 from skelpipe.errors import UserError
 from skelpipe.protocols.evaluate import ask, part_name, result_name, solve
 from skelpipe.protocols.features import Encode, Kind
-from skelpipe.protocols.question import Question, Subject
+from skelpipe.protocols.question import Question, Subject, recipe_readings
 from skelpipe.protocols.settings import load_protocol
 from skelpipe.stream.source import Source
 
@@ -138,7 +138,7 @@ def sweep(
         "samples": {"train": len(asked.train), "test": len(asked.test)},
         "data_digest": asked.card.data_digest,
         "warnings": list(asked.card.warnings),
-        "readings": recipe.readings(),
+        "readings": recipe_readings(recipe, run),
         "seed": seed,
         "headline": {key: head[key] for key in ("name", "lower_is_better")},
         "tried": tried,

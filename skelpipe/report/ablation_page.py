@@ -19,12 +19,11 @@ from .colours import COLOURS, GREY
 from .grid import Grid, markdown_grid
 from .html import facts, picture, table, warnings, write_html
 from .plots import plain
-from .tables import MEASURES, settings_line
+from .tables import MEASURES, features_name, settings_line
 
 Record = dict[str, Any]
 
 _SHORT = {"knn": "k-NN", "linear-pcm3": "linear"}
-_FEATURES = {"patch": "mean of patch tokens", "last": "last frame"}
 
 
 def write_report(out: Path, report: Record) -> list[Path]:
@@ -211,7 +210,7 @@ def _facts(report: Record) -> dict[str, str]:
             for name, other in report["other_data"].items()
         },
         "seeds": ", ".join(map(str, report["seeds"])),
-        "features": f"student, {_FEATURES[report['features']]}; accuracy after the last epoch",
+        "features": f"student, {features_name(report)}; accuracy after the last epoch",
         **{
             f"protocol {_short(name)}": settings_line(protocol)
             for name, protocol in report["protocols"].items()

@@ -99,13 +99,14 @@ def _names(runs: Sequence[Run]) -> list[str]:
 
 
 def _records(run: Run) -> list[Record]:
-    """A run's records: of itself, of fusions, then of its floors."""
+    """A run's records: of itself, of fusions, then of its floors; sweeps are none."""
     found = []
     for path in result_files(run.folder):
         record = read_json(path)
         lacks = [name for name in _NEEDED if name not in record]
-        if not lacks and "headline" not in record:
-            lacks = ["accuracy"] * any("accuracy" not in row for row in record["results"])
+        if not lacks:
+            name = record.get("headline", {}).get("name", "accuracy")
+            lacks = [name] * any(name not in row for row in record["results"])
         if lacks or record["subject"] not in _SUBJECTS or not record["results"]:
             raise UserError(
                 "this is no record of an evaluation",
@@ -119,19 +120,18 @@ def _records(run: Run) -> list[Record]:
 
 
 def _values(record: Record) -> Iterator[tuple[str, float]]:
-    """Networks and their values, by the measure of the record's headline."""
+    """Networks and what each is worth, by the record's headline."""
     name = headline(record).name
     for row in record["results"]:
-        if name in row:
-            yield row["network"], row[name]
+        yield row["network"], row[name]
 
 
 def _group(members: Sequence[tuple[str, Record]], runs: dict[str, Run]) -> Record:
     evaluated = [record for _, record in members if record["subject"] not in _FLOORS]
     reference = (evaluated or [record for _, record in members])[0]
     zero = next(iter(_values(reference)))[1]
-    head = headline(reference)
-    less = head.lower_is_better
+    first = headline(reference)
+    less = first.lower_is_better
     rows: list[Record] = []
     for name, record in members:
         unlike = _unlike(record, reference)
@@ -163,7 +163,7 @@ def _group(members: Sequence[tuple[str, Record]], runs: dict[str, Run]) -> Recor
         "protocol": protocol["name"],
         "data": f"{reference['dataset']} {reference['split']}, {reference['part']}",
         "settings": settings_line(protocol),
-        "value": MEASURES.get(head.name, "accuracy, %"),
+        "value": MEASURES.get(first.name, first.name),
         "lower_is_better": less,
         "missing": {
             name: wanted.command(run, reference) for name, run in runs.items() if name not in have

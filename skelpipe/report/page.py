@@ -116,7 +116,7 @@ def _results(run: Run, records: Sequence[Record]) -> list[str]:
         ]
     groups = comparable(records)
     cards = [
-        f"<li>{escape(_SHORT[group[0]['protocol']['name']])}, {escape(gain.network)}, "
+        f"<li>{escape(_short(group[0]['protocol']['name']))}, {escape(gain.network)}, "
         f"{escape(gain.features)}, over {escape(gain.floor)}<b>{gain.points:+.1f} points</b>"
         f"{gain.accuracy:.1f} % against {gain.floor_accuracy:.1f} %</li>"
         for group in groups
@@ -126,6 +126,10 @@ def _results(run: Run, records: Sequence[Record]) -> list[str]:
     if cards:
         parts += [f'<ul class="gains">{"".join(cards)}</ul>', f"<p>{_FLOORS}</p>"]
     return parts + [_table(results) for results in result_tables(records)]
+
+
+def _short(protocol: str) -> str:
+    return _SHORT.get(protocol, protocol)
 
 
 def _table(results: Table) -> str:

@@ -163,11 +163,11 @@ def _facts(record: Record) -> dict[str, str]:
     hours = sum(run["hours_pretraining"] + run["hours_evaluations"] for run in record["runs"])
     return {
         "published": f"{record['paper']}, Table {record['number']}; {record['measured']}",
-        "ours": f"scale {record['scale']['name']}: {record['scale']['title']}",
+        "ours": _scale(record["scale"]),
         "accuracy": "the student's after the last epoch, of all test samples",
         "seeds of pre-training": ", ".join(map(str, record["seeds"])),
         **{
-            f"{one['settings']['name']} on {', '.join(one['columns'])}": settings_line(
+            f"{one['settings']['name']} on {'; '.join(one['columns'])}": settings_line(
                 one["settings"]
             )
             for one in record["protocols"]
@@ -175,6 +175,12 @@ def _facts(record: Record) -> dict[str, str]:
         "hours in all": f"{hours:.2f}",
         "code that wrote this": record["code"],
     }
+
+
+def _scale(scale: Record) -> str:
+    """At what size ours was run: the scale's own, but for what the user changed."""
+    changed = f"; changed: {', '.join(scale['changes'])}" if scale["changes"] else ""
+    return f"scale {scale['name']}: {scale['title']}{changed}"
 
 
 def _lists(record: Record) -> list[tuple[str, Sequence[str]]]:

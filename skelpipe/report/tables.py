@@ -82,7 +82,7 @@ class Headline:
         return f"{MEASURES.get(self.name, self.name)} {self.value:.1f}"
 
 
-MEASURES = {"mpjpe": "MPJPE, mm", "map_a": "mAP_a, %"}
+MEASURES = {"accuracy": "accuracy, %", "mpjpe": "MPJPE, mm", "map_a": "mAP_a, %"}
 """Names of headlines, as they are shown."""
 
 
@@ -398,6 +398,7 @@ def sweep_table(record: Record) -> Table:
     """The table of a sweep: all combinations that were tried, the chosen one marked."""
     head = record["headline"]
     direction = "the lowest" if head["lower_is_better"] else "the highest"
+    measure = MEASURES.get(head["name"], head["name"])
     rows = [
         (
             "chosen" if row["settings"] == record["chosen"] else "",
@@ -409,7 +410,7 @@ def sweep_table(record: Record) -> Table:
     return Table(
         title=f"Sweep: {record['protocol']['title']}",
         subtitle=_data_line(record),
-        columns=("", *record["chosen"], f"{head['name']} ({direction} is chosen)"),
+        columns=("", *record["chosen"], f"{measure} ({direction} is chosen)"),
         rows=tuple(rows),
         numbers=settings_line(record["protocol"]),
         warnings=tuple(record["warnings"]),

@@ -67,6 +67,7 @@ def table_record(
     plan: Plan,
     absent: Sequence[Absent],
     *,
+    changes: Sequence[str],
     generated: bool,
 ) -> Record:
     """A table as a JSON object; `skelpipe.report.table_page` writes it for readers.
@@ -76,6 +77,7 @@ def table_record(
         scale, of_scale: At what size ours was run.
         plan: Its cells and jobs; those without a result are left open.
         absent: Sets that could not be had.
+        changes: Settings of all recipes that were not the scale's.
         generated: The data is generated: no number says anything about the real one.
     """
     numbers: dict[tuple[int, str], dict[str, float]] = {}
@@ -102,7 +104,7 @@ def table_record(
         "paper": table.paper,
         "measured": table.measured,
         "generated": generated,
-        "scale": {"name": scale, "title": of_scale.title},
+        "scale": {"name": scale, "title": of_scale.title, "changes": list(changes)},
         "columns": {name: column.model_dump() for name, column in table.columns.items()},
         "filled": list(table.measured_columns()),
         "rows": [

@@ -143,6 +143,8 @@ def test_cells_are_filled_once_and_what_is_absent_is_said(home: Path) -> None:
     assert '<p class="generated">' not in page
     text = (root / "table/slim-table-4.md").read_text()
     assert "| SLiM | NTU-60 X-View (%) | 89.9 | not run |" in text
+    assert found["scale"]["changes"] == settings(SLIM)  # else it would claim the scale's numbers
+    assert "; changed: train.epochs=2, " in text
 
     # Again: nothing is repeated. Of what is lost, only that is made again.
     before = times(root)

@@ -221,6 +221,13 @@ def test_what_the_encoder_may_notice_is_said(place: Path, tmp_path: Path) -> Non
     assert any("so does this set (centre none)" in reading for reading in record["readings"])
     assert go(subject="raw").record["warnings"] == []
 
+    # A task with readings and warnings of its own hides none of this.
+    some = load_protocol("transfer-finetune", (*QUICK, "epochs=1", "hidden=4", "share=0.4"))
+    found = evaluate(some, run.recipe, folder, device=CPU, run=run, subject="run").record
+    assert set(differences) <= set(found["warnings"])
+    for said in ("so does this set (centre none)", "S28 student fine-tuned"):
+        assert any(said in reading for reading in found["readings"]), said
+
 
 def test_runs_that_recorded_no_skeleton(place: Path) -> None:
     run = run_of(place, "slim")

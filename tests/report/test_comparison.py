@@ -78,17 +78,36 @@ def test_differences_are_to_the_first_run(tmp_path: Path) -> None:
 
 def test_lower_may_be_better(tmp_path: Path) -> None:
     def motion(value: float) -> Record:
-        headline = {"name": "mpjpe", "value": value, "lower_is_better": True}
-        results = [{"network": "student", "mpjpe": value}]
-        return record(headline=headline) | {"results": results}
+        told = {
+            "headline": {"name": "mpjpe", "value": value, "lower_is_better": True},
+            "results": [{"network": "student", "mpjpe": value}],
+        }
+        return record(protocol="motion", **told)
 
-    one, two = (run_of(tmp_path / name, knn=motion(value))
+    one, two = (run_of(tmp_path / name, motion=motion(value))
                 for name, value in (("one", 80.0), ("two", 75.5)))  # fmt: skip
     (group,) = compare([one, two])["groups"]
     assert group["value"] == "MPJPE, mm"
     assert rows(group) == [
         ("one", "student", 80.0, 0.0, False),
         ("two", "student", 75.5, -4.5, True),
+    ]
+
+
+def test_headlines_hide_no_network_and_part_no_fusion(tmp_path: Path) -> None:
+    told = {"name": "accuracy", "value": 50.0, "lower_is_better": False}
+    fused = record(53.0, subject="fused")  # a fusion tells no headline
+    one = run_of(tmp_path / "one", knn=record(50.0, 51.0, headline=told), fused=fused)
+    write_json(one.folder / "results" / "knn-sweep.json", {"tried": []})  # no result
+    two = run_of(tmp_path / "two", knn=record(52.0, 49.0))
+    (group,) = compare([one, two])["groups"]
+    assert group["value"] == "accuracy, %"
+    assert [row[:4] for row in rows(group)] == [
+        ("one", "student", 50.0, 0.0),
+        ("one", "teacher", 51.0, 1.0),
+        ("one", "student", 53.0, 3.0),
+        ("two", "student", 52.0, 2.0),
+        ("two", "teacher", 49.0, -1.0),
     ]
 
 
