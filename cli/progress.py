@@ -71,7 +71,10 @@ def training_progress(
 
 @contextmanager
 def counting_progress(what: str) -> Iterator[Callable[[int, int], None]]:
-    """A bar for so many of so many; yields what takes (done, total)."""
+    """A bar for so many of so many; yields what takes (done, total).
+
+    Where the screen is no terminal: ten plain lines in all.
+    """
     bar = Progress(
         TextColumn(what),
         BarColumn(),
@@ -83,4 +86,14 @@ def counting_progress(what: str) -> Iterator[Callable[[int, int], None]]:
     )
     with bar:
         task = bar.add_task("", total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
+        told = 0
+
+        def report(done: int, total: int) -> None:
+            nonlocal told
+            bar.update(task, completed=done, total=total)
+            tenths = 10 * done // max(total, 1)
+            if tenths > told and not console.is_terminal:
+                told = tenths
+                console.print(f"{what}: {done} of {total}", soft_wrap=True)
+
+        yield report

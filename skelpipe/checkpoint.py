@@ -111,6 +111,7 @@ def read_run(folder: Path) -> Run:
             "this is no run folder",
             file=folder,
             expected="recipe.json, as `skelpipe pretrain` writes it",
+            remedy="name a folder that `skelpipe pretrain` or `skelpipe import` has made",
         )
     try:
         recipe = RECIPE.validate_json((folder / "recipe.json").read_bytes())
@@ -145,14 +146,14 @@ def _started(folder: Path) -> tuple[str, str]:
     return str(read_json(folder / "data.json").get("started", "")), folder.name
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file."""
+def read_json(path: Path, remedy: str = "") -> dict[str, Any]:
+    """A JSON object from a file; an error says what to do about a damaged one."""
     try:
         value = json.loads(path.read_bytes())
     except (OSError, ValueError) as error:
-        raise UserError("a record cannot be read", file=path, found=error) from error
+        raise UserError("a record cannot be read", file=path, found=error, remedy=remedy) from error
     if not isinstance(value, dict):
-        raise UserError("a record is damaged", file=path, expected="a JSON object")
+        raise UserError("a record is damaged", file=path, expected="a JSON object", remedy=remedy)
     return value
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -13,6 +14,7 @@ import torch
 
 from skelpipe.checkpoint import Run, read_json, write_json
 from skelpipe.config import Recipe
+from skelpipe.errors import UserError
 from skelpipe.files import write_whole
 from skelpipe.protocols import detection, finetune, knn, linear, motion, occlusion
 from skelpipe.protocols.features import Kind, default_kind
@@ -166,7 +168,7 @@ def ask(
         raise ValueError("subject 'run' needs a run")
     if run is not None and subject == "run" and is_transfer(protocol):
         check_other_set(run, card, data)
-    topology, joints = fit_skeleton(run, card, data)
+    topology, joints = fit_skeleton(run, card, data, any_axes=isinstance(protocol, Detection))
     train = select(data, "train", without=val_subjects)
     part: Part = "train" if val_subjects else "test"
     test = select(data, part, subjects=val_subjects)
@@ -248,7 +250,10 @@ def write_result(folder: Path, found: Evaluation) -> Path:
 
 def _set_aside(path: Path, record: dict[str, Any]) -> None:
     """Rename what stands at the path if it is of other data than a record that goes there."""
-    before = read_json(path) if path.exists() else record
+    before = record
+    if path.exists():
+        with suppress(UserError):  # of a damaged one: the new record replaces it
+            before = record | read_json(path)
 
     def beside(other: dict[str, Any]) -> str:
         return f"{path.stem}-{other['dataset']}-{other['split']}"

@@ -205,7 +205,7 @@ def _train(
     bf16 = question.recipe.train.precision == "bf16"
     test_label_N = labels(question.test)
     every = _every(protocol, len(places), len(question.test))
-    best, score_NC = (0.0, 0), torch.empty(0)
+    best, score_NC = (-1.0, 0), torch.empty(0)
     for epoch in range(protocol.epochs):
         order = permutation(len(places), int(fold(question.seed, 1)), epoch)
         losses = torch.zeros((), device=question.device)

@@ -101,7 +101,7 @@ class Scheduled(AnyProtocol):
         if any(not 0 < drop < self.epochs for drop in self.drops):
             raise ValueError(
                 f"drops at epochs {list(self.drops)} do not all lie within {self.epochs} epochs; "
-                "set both"
+                f"set both, such as --set 'drops=[{max(2 * self.epochs // 3, 1)}]'"
             )
         return self
 

@@ -89,13 +89,17 @@ def trained_topology(run: Run) -> Topology | None:
     return kinect if known else None
 
 
-def fit_skeleton(run: Run | None, card: Card, folder: Path) -> tuple[Topology, list[int] | None]:
+def fit_skeleton(
+    run: Run | None, card: Card, folder: Path, *, any_axes: bool = False
+) -> tuple[Topology, list[int] | None]:
     """The skeleton that an encoder knows, and which joints of a set are its joints.
 
     Args:
         run: That brings the encoder, or whose floor is asked for; None leaves the set's skeleton.
         card: Of the set.
         folder: Of the set, for messages.
+        any_axes: Let the set's axes be other ones: whole recordings are as the sensor had them,
+            and an encoder that is trained further learns which way is up.
 
     Returns:
         The skeleton, and the place in the set of each of its joints; None for all as they are.
@@ -122,15 +126,16 @@ def fit_skeleton(run: Run | None, card: Card, folder: Path) -> tuple[Topology, l
             expected=f"{joints} joints",
             remedy="evaluate on a set of the run's own skeleton, or train a new run",
         )
-    if "topology" not in run.data:
-        known = known.model_copy(update={"up": own.up})  # the pipeline's, which is the same
+    if any_axes or "topology" not in run.data:
+        known = known.model_copy(update={"up": own.up})
     if known.up != own.up:
         raise UserError(
             "the set's positions have other axes than the run was trained on",
             file=folder,
             found=f"{own.up} up",
             expected=f"{known.up} up",
-            remedy=f"skelpipe prepare {made_from(card)} --split {card.split} --force",
+            remedy=f"skelpipe prepare {made_from(card)} --split {card.split} --pipeline "
+            f"{card.pipeline.name} --force",
         )
     if own.joints == known.joints:
         return known, None
@@ -201,7 +206,7 @@ def transfer_record(protocol: Protocol, run: Run, card: Card, folder: Path) -> d
     """
     if all(run.data.get(key) == getattr(card, key) for key in _IDENTITY):
         return {}
-    known, places = fit_skeleton(run, card, folder)
+    known, places = fit_skeleton(run, card, folder, any_axes=protocol.task == "detection")
     if "imported" in run.data and places is None and not is_transfer(protocol):
         return {}
     names = card.topology.joints

@@ -21,6 +21,7 @@ from skelpipe.files import write_whole
 from skelpipe.protocols.fusion import Wanted
 from skelpipe.report.html import table, warnings, write_html
 from skelpipe.report.tables import (
+    DAMAGED,
     MEASURES,
     features_name,
     headline,
@@ -102,7 +103,7 @@ def _records(run: Run) -> list[Record]:
     """A run's records: of itself, of fusions, then of its floors; sweeps are none."""
     found = []
     for path in result_files(run.folder):
-        record = read_json(path)
+        record = read_json(path, DAMAGED)
         lacks = [name for name in _NEEDED if name not in record]
         if not lacks:
             name = record.get("headline", {}).get("name", "accuracy")

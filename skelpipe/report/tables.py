@@ -93,6 +93,9 @@ def headline(record: Record) -> Headline:
     return Headline(found["name"], found["value"], found["lower_is_better"])
 
 
+DAMAGED = "delete it, and evaluate again"
+
+
 def result_files(run: Path) -> list[Path]:
     """Files of a run folder's evaluation records, by name. Sweeps are none: they chose settings."""
     paths = sorted((run / "results").glob("*.json"))
@@ -101,7 +104,7 @@ def result_files(run: Path) -> list[Path]:
 
 def read_results(run: Path) -> list[Record]:
     """All evaluation records of a run folder, by file name; none where nothing was evaluated."""
-    return [read_json(path) for path in result_files(run)]
+    return [read_json(path, DAMAGED) for path in result_files(run)]
 
 
 def result_tables(records: Iterable[Record]) -> list[Table]:

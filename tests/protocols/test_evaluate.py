@@ -105,6 +105,15 @@ def test_a_result_of_other_data_is_kept(tmp_path: Path) -> None:
     assert len(list((tmp_path / "results").iterdir())) == 4
 
 
+@pytest.mark.parametrize("damage", [b"{broken", b"[]", b"{}"])
+def test_a_damaged_result_is_replaced(data: Path, tmp_path: Path, damage: bytes) -> None:
+    found = evaluate(load_protocol("knn"), tiny_recipe(), data, subject="raw", device=CPU)
+    path = write_result(tmp_path, found)
+    path.write_bytes(damage)
+    assert write_result(tmp_path, found) == path
+    assert json.loads(path.read_text(encoding="utf-8")) == found.record
+
+
 def test_each_protocol_has_a_file_of_its_own(data: Path, tmp_path: Path) -> None:
     written = {
         write_result(
