@@ -16,9 +16,15 @@ def show_table(table: Table) -> None:
     from rich.table import Table as Shown
 
     title = f"{table.title}\n{table.subtitle}"
-    shown = Shown(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1))
+    shown = Shown(title=title, title_justify="left", box=SIMPLE_HEAD, padding=0)
     for number, column in enumerate(table.columns):
-        shown.add_column(column, justify="left" if number < 2 else "right", overflow="fold")
+        words = " ".join((column, *(row[number] for row in table.rows))).split()
+        shown.add_column(
+            column,
+            justify="left" if number < 2 else "right",
+            overflow="fold",
+            min_width=max(map(len, words), default=0) if number < 2 else None,
+        )
     for row in table.rows:
         shown.add_row(*row)
     console.print(shown)

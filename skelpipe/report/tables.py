@@ -288,10 +288,10 @@ def motion_table(group: Sequence[Record]) -> Table:
     if untrained and any(record["subject"] == "run" for record in group):
         over["untrained encoder"] = untrained
     named = [
-        (row["network"] + (" (floor)" if floor else ""), state, row)
-        for rows, state, floor in (
-            *((r["results"], r["protocol"]["encoder"], r["subject"] != "run") for r in group),
-            (first["baselines"], "", True),
+        (row["network"] + (" (floor)" if floor else ""), row)
+        for rows, floor in (
+            *((record["results"], record["subject"] != "run") for record in group),
+            (first["baselines"], True),
         )
         for row in rows
     ]
@@ -300,13 +300,12 @@ def motion_table(group: Sequence[Record]) -> Table:
     rows = [
         (
             name,
-            state,
             f"{row['mpjpe']:.1f}",
             *("" if row is other else f"{row['mpjpe'] - other['mpjpe']:+.1f}"
               for other in over.values()),
             *(f"{row['by_horizon'][horizon]:.1f}" for horizon in horizons),
         )
-        for name, state, row in named
+        for name, row in named
     ]  # fmt: skip
     windows = first["windows"]
     short = sum(len(part["left_out"]) for part in windows.values())
@@ -316,7 +315,6 @@ def motion_table(group: Sequence[Record]) -> Table:
         f"{windows['train']['samples']:,} of them have a window, {short:,} have none",
         columns=(
             "network",
-            "encoder",
             MEASURES["mpjpe"],
             *(f"over {name}" for name in over),
             *(f"{horizon} ms" for horizon in horizons),
@@ -337,7 +335,7 @@ def detection_table(group: Sequence[Record]) -> Table:
     with_floor = len({record["subject"] for record in group}) > 1
     columns = ["network", "features", "mAP_a", "mAP_v"]
     columns += ["gain"] if with_floor else []
-    columns += ["official mAP_a", "VOC mAP_v", "F1", "2D-AP", "frames right"]
+    columns += ["official, mAP_a", "VOC, mAP_v", "F1", "2D-AP", "frames right"]
     rows = []
     for record in group:
         (row,) = record["results"]
