@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -17,6 +18,8 @@ from rich.progress import (
 from .console import console
 
 Record = dict[str, float]
+_BETWEEN = 10.0
+"""Seconds between plain lines of what is counted."""
 _TERMS = ("mfm", "glcl", "koleo", "intra", "inter", "mask", "predict", "error")
 
 
@@ -73,7 +76,7 @@ def training_progress(
 def counting_progress(what: str) -> Iterator[Callable[[int, int], None]]:
     """A bar for so many of so many; yields what takes (done, total).
 
-    Where the screen is no terminal: ten plain lines in all.
+    Where the screen is no terminal: plain lines, one in ten seconds at most.
     """
     bar = Progress(
         TextColumn(what),
@@ -86,14 +89,13 @@ def counting_progress(what: str) -> Iterator[Callable[[int, int], None]]:
     )
     with bar:
         task = bar.add_task("", total=None)
-        told = 0
+        told = time.monotonic()
 
         def report(done: int, total: int) -> None:
             nonlocal told
             bar.update(task, completed=done, total=total)
-            tenths = 10 * done // max(total, 1)
-            if tenths > told and not console.is_terminal:
-                told = tenths
+            if not console.is_terminal and time.monotonic() - told > _BETWEEN:
+                told = time.monotonic()
                 console.print(f"{what}: {done} of {total}", soft_wrap=True)
 
         yield report

@@ -182,6 +182,7 @@ with distributed.process_group(torch.device("cpu"), 60):
 """
 
 
+@pytest.mark.slow
 def test_two_ranks_draw_the_views_of_one(tmp_path: Path) -> None:
     (tmp_path / "worker.py").write_text(WORKER, encoding="utf-8")
     code, out = torchrun(tmp_path / "worker.py", tmp_path)

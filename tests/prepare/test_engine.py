@@ -433,6 +433,7 @@ def test_prepares_real_recordings(
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc")
+@pytest.mark.slow
 def test_ctrl_c_while_workers_start_ends_the_run(tmp_path: Path) -> None:
     place = raw.write_zip(tmp_path / "raw.zip", raw.some_recordings(240, frames=60))
     command = [sys.executable, "-m", "skelpipe.cli", "prepare", "ntu60", "--raw", str(place),

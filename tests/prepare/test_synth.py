@@ -142,7 +142,7 @@ def test_every_recording_is_genuine_text() -> None:
     assert kinds["no body"] <= 2
 
 
-@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_few_recordings_are_without_a_body(seed: int) -> None:
     empty = sum(len(recording(seed, take)) < 1000 for take in takes("ntu60", 12, 12, 1, 1))
     assert empty <= 3
@@ -284,7 +284,7 @@ def test_either_hand_may_lead() -> None:
     assert leads == {0, 1}
 
 
-@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_nearest_neighbour_of_raw_clips_is_right_in_40_to_70_percent(seed: int) -> None:
     split = split_of("ntu60", "xsub")
     all_takes = list(takes("ntu60", 12, 12, 3, 2))

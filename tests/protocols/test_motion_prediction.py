@@ -355,6 +355,7 @@ for name, (world, *given) in asked.items():
 """
 
 
+@pytest.mark.slow
 def test_ranks_find_what_one_process_finds(data: dict[str, Path], tmp_path: Path) -> None:
     (tmp_path / "worker.py").write_text(WORKER, encoding="utf-8")
     # One trains the encoder along, whose batch norm speaks over ranks.
