@@ -125,7 +125,7 @@ def test_rows_and_seeds_are_run_evaluated_and_reported_once(data: Path, tmp_path
     (folders[0] / "results" / "knn-val.json").unlink()
     done(given)
     now = {folder: times(folder) for folder in folders}
-    for name in ("results/knn-val.json", "results/knn-val.scores.parquet"):
+    for name in ("results/knn-val.json", "results/knn-val.scores.parquet", "work.jsonl"):
         remade = now[folders[0]][name]
         assert remade > before[folders[0]][name]
         before[folders[0]][name] = remade
