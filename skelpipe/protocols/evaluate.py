@@ -8,7 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, assert_never
 
 import torch
 
@@ -203,7 +203,7 @@ def solve(protocol: Protocol, question: Question) -> Found:
         return finetune.told(protocol, question, found)
     if isinstance(protocol, Detection):
         return detection.answer(protocol, question)
-    raise NotImplementedError(protocol.task)
+    assert_never(protocol)
 
 
 def _recognition(answers: Sequence[Answer], question: Question) -> Found:
