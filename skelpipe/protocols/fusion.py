@@ -57,7 +57,7 @@ class Wanted:
 
     def settings(self) -> Record:
         """Of the protocol, as changed, by ``section.key``."""
-        return _flat(load_protocol(self.protocol, self.changes).model_dump(mode="json"))
+        return flat_settings(load_protocol(self.protocol, self.changes).model_dump(mode="json"))
 
     def file(self, run: Run) -> Path:
         """The record of a run that has the scores beside it."""
@@ -77,8 +77,8 @@ class Wanted:
             words += ["--val-subjects", ",".join(map(str, self.val_subjects))]
         if like and like.get("seed"):  # a fusion has none
             words += ["--seed", str(like["seed"])]
-        packaged = _flat(load_protocol(self.protocol).model_dump(mode="json"))
-        for key, value in (_flat(like["protocol"]) if like else self.settings()).items():
+        packaged = flat_settings(load_protocol(self.protocol).model_dump(mode="json"))
+        for key, value in (flat_settings(like["protocol"]) if like else self.settings()).items():
             if value != packaged.get(key):
                 words += ["--set", f"{key}={json.dumps(value)}"]
         if is_transfer(load_protocol(self.protocol)):
@@ -196,7 +196,7 @@ def _stored(run: Run, wanted: Wanted, like: Record | None) -> tuple[Record, Scor
         if any(key == name or key.startswith(f"{name}.") for name in changed)
     }
     expected = {"checkpoint": checkpoint, "part": part} | asked
-    has = record | _flat(record["protocol"])
+    has = record | flat_settings(record["protocol"])
     for key, value in expected.items():
         if has.get(key) != value:
             raise UserError(
@@ -218,7 +218,7 @@ def _stored(run: Run, wanted: Wanted, like: Record | None) -> tuple[Record, Scor
 
 def _check_same(first: Run, one: Record, run: Run, other: Record, wanted: Wanted) -> None:
     """Raise a UserError where a run was evaluated on other data or otherwise than the first."""
-    settings, others = _flat(one["protocol"]), _flat(other["protocol"])
+    settings, others = flat_settings(one["protocol"]), flat_settings(other["protocol"])
     for key in settings | others:
         if settings.get(key) != others.get(key):
             raise UserError(
@@ -282,12 +282,12 @@ def _united(records: Sequence[Record], key: str) -> list[str]:
     return list(dict.fromkeys(text for record in records for text in record[key]))
 
 
-def _flat(table: Record, prefix: str = "") -> Record:
+def flat_settings(table: Record, prefix: str = "") -> Record:
     """Settings of a protocol by ``section.key``, without what only describes it."""
     found: Record = {}
     for key, value in table.items():
         if isinstance(value, dict):
-            found |= _flat(value, f"{prefix}{key}.")
+            found |= flat_settings(value, f"{prefix}{key}.")
         elif key != "title":
             found[prefix + key] = value
     return found

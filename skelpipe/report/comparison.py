@@ -18,7 +18,7 @@ from typing import Any
 from skelpipe.checkpoint import Run, read_json, write_json
 from skelpipe.errors import UserError
 from skelpipe.files import write_whole
-from skelpipe.protocols.fusion import Wanted
+from skelpipe.protocols.fusion import Wanted, flat_settings
 from skelpipe.report.html import table, warnings, write_html
 from skelpipe.report.tables import (
     DAMAGED,
@@ -176,7 +176,7 @@ def _group(members: Sequence[tuple[str, Record]], runs: dict[str, Run]) -> Recor
 def _unlike(record: Record, reference: Record) -> list[str]:
     """Why a record is not to be compared with another of its group; nothing where it is."""
     found = []
-    ours, theirs = _flat(record["protocol"]), _flat(reference["protocol"])
+    ours, theirs = flat_settings(record["protocol"]), flat_settings(reference["protocol"])
     for key in dict.fromkeys((*theirs, *ours)):
         if ours.get(key) != theirs.get(key):
             found.append(f"{key} {ours.get(key)}, not {theirs.get(key)}")
@@ -186,17 +186,6 @@ def _unlike(record: Record, reference: Record) -> list[str]:
     floor = "raw" in (record["subject"], reference["subject"])
     if len(kinds) > 1 and not kinds <= set(_OWN) and not floor:
         found.append(f"features {features_name(record)}, not {features_name(reference)}")
-    return found
-
-
-def _flat(settings: Record, prefix: str = "") -> Record:
-    """Settings of a protocol by ``section.key``, without what only describes it."""
-    found: Record = {}
-    for key, value in settings.items():
-        if isinstance(value, dict):
-            found |= _flat(value, f"{prefix}{key}.")
-        elif key != "title":
-            found[prefix + key] = value
     return found
 
 
